@@ -1,1 +1,11 @@
-//! Cachelet.
+//! The daemon: caches blocks of objects on a node's disks and hands out read-only descriptors of them.
+
+pub mod admin;
+pub mod app;
+pub mod config;
+pub mod fill;
+pub mod metrics;
+pub mod origin;
+pub mod report;
+pub mod serve;
+pub mod store;
