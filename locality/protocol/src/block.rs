@@ -30,7 +30,11 @@ impl BlockSize {
     /// Checks and keeps a block size in bytes.
     pub fn new(bytes: u64) -> Result<Self, InvalidBlockSize> {
         let range = PAGE_BYTES..=PAGE_BYTES * u64::from(MAX_PAGES_PER_BLOCK);
-        if bytes.is_power_of_two() && range.contains(&bytes) { Ok(Self(bytes)) } else { Err(InvalidBlockSize(bytes)) }
+        if bytes.is_power_of_two() && range.contains(&bytes) {
+            Ok(Self(bytes))
+        } else {
+            Err(InvalidBlockSize(bytes))
+        }
     }
 
     /// In bytes.
@@ -148,7 +152,13 @@ impl PageSet {
 
     /// The pages of an index range; what lies beyond [`MAX_PAGES_PER_BLOCK`] is left out.
     pub fn span(pages: Range<u32>) -> Self {
-        let below = |count: u32| if count >= MAX_PAGES_PER_BLOCK { u128::MAX } else { (1 << count) - 1 };
+        let below = |count: u32| {
+            if count >= MAX_PAGES_PER_BLOCK {
+                u128::MAX
+            } else {
+                (1 << count) - 1
+            }
+        };
         Self(below(pages.end) & !below(pages.start))
     }
 
@@ -199,7 +209,9 @@ impl PageSet {
 
     /// The pages in ascending order.
     pub fn iter(self) -> impl Iterator<Item = PageIndex> {
-        (0..MAX_PAGES_PER_BLOCK).map(PageIndex).filter(move |page| self.contains(*page))
+        (0..MAX_PAGES_PER_BLOCK)
+            .map(PageIndex)
+            .filter(move |page| self.contains(*page))
     }
 
     /// The set as runs of adjacent pages of at most `max_pages` each, in ascending order.

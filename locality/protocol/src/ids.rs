@@ -2,7 +2,7 @@
 //!
 //! Values are parsed at the edge and carried as types from there on. What an [`ObjectId`] or a [`PathId`] hashes is
 //! fixed for good: files on disk, frames and reports carry them between versions. The vectors in
-//! `tests/vectors/object_ids.txt` hold it.
+//! `tests/vectors/object_ids.tsv` hold it.
 
 use std::fmt;
 
@@ -29,7 +29,11 @@ pub struct InvalidId {
 
 impl InvalidId {
     fn new(what: &'static str, value: &str, reason: &'static str) -> Self {
-        Self { what, value: value.chars().take(80).collect(), reason }
+        Self {
+            what,
+            value: value.chars().take(80).collect(),
+            reason,
+        }
     }
 }
 
@@ -119,9 +123,16 @@ impl Etag {
     pub fn from_header(header: &str) -> Result<Self, InvalidId> {
         let header = header.trim();
         if header.starts_with("W/") || header.starts_with("w/") {
-            return Err(InvalidId::new("etag", header, "a weak etag does not promise the same bytes"));
+            return Err(InvalidId::new(
+                "etag",
+                header,
+                "a weak etag does not promise the same bytes",
+            ));
         }
-        let bare = header.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(header);
+        let bare = header
+            .strip_prefix('"')
+            .and_then(|rest| rest.strip_suffix('"'))
+            .unwrap_or(header);
         Self::new(bare)
     }
 
@@ -167,7 +178,11 @@ impl std::str::FromStr for Scheme {
             "s3" | "s3a" | "s3n" => Ok(Self::S3),
             "oss" => Ok(Self::Oss),
             "file" => Ok(Self::File),
-            _ => Err(InvalidId::new("scheme", value, "known schemes are s3, s3a, s3n, oss and file")),
+            _ => Err(InvalidId::new(
+                "scheme",
+                value,
+                "known schemes are s3, s3a, s3n, oss and file",
+            )),
         }
     }
 }
@@ -189,11 +204,17 @@ impl std::str::FromStr for ObjectPath {
     /// Parses `scheme://bucket/key`. Everything behind the bucket's slash is the key, as it stands.
     fn from_str(value: &str) -> Result<Self, InvalidId> {
         let expected = "expected scheme://bucket/key, for example s3a://lake/table/part-0.parquet";
-        let (scheme, rest) =
-            value.split_once("://").ok_or_else(|| InvalidId::new("object path", value, expected))?;
-        let (bucket, key) =
-            rest.split_once('/').ok_or_else(|| InvalidId::new("object path", value, expected))?;
-        Ok(Self { scheme: scheme.parse()?, bucket: BucketName::new(bucket)?, key: ObjectKey::new(key)? })
+        let (scheme, rest) = value
+            .split_once("://")
+            .ok_or_else(|| InvalidId::new("object path", value, expected))?;
+        let (bucket, key) = rest
+            .split_once('/')
+            .ok_or_else(|| InvalidId::new("object path", value, expected))?;
+        Ok(Self {
+            scheme: scheme.parse()?,
+            bucket: BucketName::new(bucket)?,
+            key: ObjectKey::new(key)?,
+        })
     }
 }
 
@@ -455,11 +476,29 @@ mod tests {
 
     #[test]
     fn a_path_keeps_its_key_byte_for_byte() {
-        for key in ["a//b", "./x", "../x", "dir/", " a b ", "100%", "%2F", "a+b~", "ключ/😀", "/"] {
+        for key in [
+            "a//b",
+            "./x",
+            "../x",
+            "dir/",
+            " a b ",
+            "100%",
+            "%2F",
+            "a+b~",
+            "ключ/😀",
+            "/",
+        ] {
             let path: ObjectPath = format!("s3a://bucket/{key}").parse().unwrap();
             assert_eq!((path.scheme, path.key.as_str()), (Scheme::S3, key));
         }
-        for bad in ["s3a://bucket", "s3a://bucket/", "s3a:///key", "http://b/k", "bucket/key", ""] {
+        for bad in [
+            "s3a://bucket",
+            "s3a://bucket/",
+            "s3a:///key",
+            "http://b/k",
+            "bucket/key",
+            "",
+        ] {
             assert!(bad.parse::<ObjectPath>().is_err(), "{bad}");
         }
     }
@@ -469,7 +508,11 @@ mod tests {
         let text = "0b4c9d7e-12ab-4cde-8f01-23456789abcd";
         assert_eq!(text.parse::<WorkerUuid>().unwrap().to_string(), text);
         assert!("0b4c9d7e12ab4cde8f0123456789abcd".parse::<WorkerUuid>().is_err());
-        assert!("0b4c9d7e-12ab-4cde-8f01-23456789abc".parse::<WorkerUuid>().is_err());
+        assert!(
+            "0b4c9d7e-12ab-4cde-8f01-23456789abc"
+                .parse::<WorkerUuid>()
+                .is_err()
+        );
     }
 
     #[test]
@@ -478,8 +521,10 @@ mod tests {
             store: StoreIdentity::new(store).unwrap(),
             path: path.parse().unwrap(),
         };
-        let generation =
-            |etag: &str, size_bytes| Generation { etag: Etag::new(etag).unwrap(), size_bytes };
+        let generation = |etag: &str, size_bytes| Generation {
+            etag: Etag::new(etag).unwrap(),
+            size_bytes,
+        };
         let ids = [
             name("s", "s3://b/k").object_id(&generation("e", 1)),
             name("t", "s3://b/k").object_id(&generation("e", 1)),

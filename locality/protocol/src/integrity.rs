@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_short_page_has_zero_behind_its_end() {
-        let crcs = chunk_crcs(&[7; CHUNK_BYTES as usize + 1]);
+        let crcs = chunk_crcs(&vec![7; CHUNK_BYTES as usize + 1]);
         assert!(crcs[0] != 0 && crcs[1] != 0 && crcs[2..].iter().all(|crc| *crc == 0));
     }
 
@@ -76,7 +76,9 @@ mod tests {
         let crcs = [9; CHUNKS_PER_PAGE];
         let word = PageWord::new(&id, 3, PageIndex(5), &crcs);
         assert!(word.to_bits() != 0);
-        assert!(!word.matches(PageWord::new(&ObjectId::from_bytes([2; 16]), 3, PageIndex(5), &crcs).to_bits()));
+        assert!(
+            !word.matches(PageWord::new(&ObjectId::from_bytes([2; 16]), 3, PageIndex(5), &crcs).to_bits())
+        );
         assert!(!word.matches(PageWord::new(&id, 4, PageIndex(5), &crcs).to_bits()));
         assert!(!word.matches(PageWord::new(&id, 3, PageIndex(6), &crcs).to_bits()));
         for chunk in 0..CHUNKS_PER_PAGE {
