@@ -39,8 +39,9 @@ install_once() {
         started=$SECONDS
         rm -rf "$dir"
         mkdir "$dir"
-        # The tool must not inherit the lock: a helper it leaves running would hold it for ever.
-        "$@" "$dir" {lock}>&- || die 69 "cannot install $what: see the messages above, and run this again"
+        # The command inherits the lock on purpose: if only this shell is killed, the next caller still
+        # waits until the command it left behind has ended, and then starts over.
+        "$@" "$dir" || die 69 "cannot install $what: see the messages above, and run this again"
         touch "$dir/.complete"
         say "installed $what in $((SECONDS - started)) s"
     fi
