@@ -7,15 +7,15 @@ mod body;
 mod forward;
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use http::Method;
-use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
+
+use crate::loopback::LoopbackServer;
 
 /// What goes wrong with one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,11 +56,9 @@ pub struct RecordedRequest {
 /// A proxy in front of one S3 server.
 #[derive(Debug)]
 pub struct FaultProxy {
-    address: SocketAddr,
     shared: Arc<Shared>,
     hold: watch::Sender<bool>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    server: LoopbackServer,
 }
 
 impl FaultProxy {
@@ -75,49 +73,19 @@ impl FaultProxy {
             waiting: AtomicUsize::new(0),
             held,
         });
-        let (stop, stopped) = oneshot::channel();
-        let (bound, address) = std::sync::mpsc::channel();
-        let for_thread = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("fault-proxy".to_owned())
-            .spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .expect("a runtime needs two descriptors");
-                runtime.block_on(async move {
-                    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-                        .await
-                        .expect("a port is free");
-                    let address = listener.local_addr().expect("the listener is bound");
-                    bound.send(address).expect("start waits for the address");
-                    tokio::select! {
-                        () = forward::serve(listener, for_thread) => {}
-                        _ = stopped => {}
-                    }
-                });
-            })
-            .expect("a thread can be started");
-        let address = address
-            .recv()
-            .expect("the proxy's thread binds before anything else");
-        Self {
-            address,
-            shared,
-            hold,
-            stop: Some(stop),
-            thread: Some(thread),
-        }
+        let for_server = Arc::clone(&shared);
+        let server = LoopbackServer::start("fault-proxy", |listener| forward::serve(listener, for_server));
+        Self { shared, hold, server }
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.server.address()
     }
 
     /// Where it listens, as an endpoint URL.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.address())
     }
 
     /// Delays the first byte of every answer from now on.
@@ -172,20 +140,6 @@ impl FaultProxy {
     pub fn reset(&self) {
         self.shared.requests().clear();
         self.shared.bytes_sent.store(0, Ordering::Release);
-    }
-}
-
-impl Drop for FaultProxy {
-    fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            // Nobody listens only if its thread panicked, which the join below tells.
-            stop.send(()).unwrap_or_default();
-        }
-        let ended = self.thread.take().map(JoinHandle::join);
-        assert!(
-            matches!(ended, Some(Ok(()))) || std::thread::panicking(),
-            "the fault proxy's thread panicked"
-        );
     }
 }
 

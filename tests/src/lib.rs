@@ -9,6 +9,8 @@
 mod content;
 mod dir;
 mod fault_proxy;
+mod literal_s3;
+mod loopback;
 mod net;
 mod process;
 mod s3;
@@ -17,6 +19,7 @@ mod wait;
 pub use content::{deterministic_bytes, deterministic_range, first_difference, sha256_file, sha256_hex};
 pub use dir::TestDir;
 pub use fault_proxy::{Fault, FaultProxy, Hold, RecordedRequest};
+pub use literal_s3::LiteralS3;
 pub use net::free_port;
 pub use process::{Finished, Process, ProcessBuilder};
 pub use s3::{ACCESS_KEY, Bucket, REGION, Refused, Reply, S3Kind, S3Server, SECRET_KEY, StoredObject};

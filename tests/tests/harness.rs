@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use cachelet_tests::{
-    Bucket, Fault, FaultProxy, Process, S3Kind, S3Server, TestDir, deterministic_bytes, deterministic_range,
-    free_port, sha256_file, sha256_hex, wait_until,
+    Bucket, Fault, FaultProxy, LiteralS3, Process, S3Kind, S3Server, TestDir, deterministic_bytes,
+    deterministic_range, free_port, sha256_file, sha256_hex, wait_until,
 };
 use http::Method;
 use nix::mount::{MsFlags, mount};
@@ -97,6 +97,23 @@ fn an_unusual_key_names_an_object_of_its_own() {
         let read = bucket.get(&object.key);
         assert_eq!((read.status, &read.body[..]), (200, object.key.as_bytes()));
     }
+}
+
+#[test]
+fn the_literal_server_keeps_keys_apart_that_are_one_file() {
+    let server = LiteralS3::start();
+    let bucket = server.bucket();
+    let long = "k".repeat(1024);
+    let keys = [
+        "x/y", "x//y", "/x/y", "x/y/", "./x/y", "x/./y", "x", "a/../x", "../x", ".", "", "%2e/x", &long,
+    ];
+    let stored = keys.map(|key| bucket.put(key, key.as_bytes()));
+    for object in stored {
+        assert_eq!(&bucket.get(&object.key).body[..], object.key.as_bytes());
+    }
+    objects_round_trip(&bucket);
+    ranged_reads_are_conditional(&bucket);
+    assert_eq!(bucket.get_range("object", MIB..MIB + 1, None).status, 416);
 }
 
 #[test]

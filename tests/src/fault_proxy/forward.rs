@@ -5,27 +5,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_RANGE, ETAG, IF_MATCH, RANGE};
 use http::{HeaderValue, Request, Response, StatusCode, Uri};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::TokioExecutor;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 
 use super::body::{End, Pace, Tap};
 use super::{Fault, RecordedRequest, Shared};
+use crate::loopback::{Body, full, serve_http};
 
-/// An answer's body, or why the connection is closed in the middle of it.
-type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 type Upstream = Client<HttpConnector, Incoming>;
 
-/// Accepts connections until it is dropped; they end with it.
+/// Forwards everything until it is dropped.
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let upstream: Upstream = Client::builder(TokioExecutor::new())
         // Recorded requests are the client's: the proxy never repeats one by itself.
@@ -33,40 +28,21 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         // A pooled connection that the server has closed meanwhile would fail a request for no reason of the test.
         .pool_max_idle_per_host(0)
         .build_http();
-    let mut connections = JoinSet::new();
-    loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                // The client gave up between connecting and here.
-                Err(_) => continue,
-            },
-            Some(_) = connections.join_next() => continue,
-        };
-        // Small answers must not wait for the kernel to gather more.
-        drop(stream.set_nodelay(true));
-        let (shared, upstream) = (Arc::clone(&shared), upstream.clone());
-        connections.spawn(async move {
-            let pace = Pace::default();
-            let service = service_fn(|request| answer(request, &shared, &upstream, &pace));
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .auto_date_header(false)
-                .serve_connection(TokioIo::new(stream), service);
-            // A cut connection ends with an error: that is what it is for.
-            drop(connection.await);
-        });
-    }
+    serve_http(listener, || {
+        let (shared, upstream, pace) = (Arc::clone(&shared), upstream.clone(), Pace::default());
+        service_fn(move |request| answer(request, Arc::clone(&shared), upstream.clone(), pace.clone()))
+    })
+    .await;
 }
 
 async fn answer(
     request: Request<Incoming>,
-    shared: &Arc<Shared>,
-    upstream: &Upstream,
-    pace: &Pace,
+    shared: Arc<Shared>,
+    upstream: Upstream,
+    pace: Pace,
 ) -> Result<Response<Body>, Infallible> {
-    record(&request, shared);
-    wait_while_held(shared).await;
+    record(&request, &shared);
+    wait_while_held(&shared).await;
     let (delay, fault) = {
         let mut plan = shared.plan();
         (plan.first_byte_delay, plan.faults.pop_front())
@@ -79,7 +55,7 @@ async fn answer(
         Some(Fault::Stall) => std::future::pending().await,
         _ => {}
     }
-    let response = match forward(request, shared, upstream).await {
+    let response = match forward(request, &shared, &upstream).await {
         Ok(response) => response,
         Err(error) => return Ok(refuse(502, &format!("cannot reach the S3 server: {error}"))),
     };
@@ -101,7 +77,7 @@ async fn answer(
         Some(Fault::StallBody { after_bytes }) => end = End::Stall { after_bytes },
         Some(Fault::Status(_) | Fault::Stall) | None => {}
     }
-    let body = Tap::new(body, end, pace.clone(), Arc::clone(shared)).into_body();
+    let body = Tap::new(body, end, pace, shared).into_body();
     Ok(Response::from_parts(parts, body))
 }
 
@@ -150,11 +126,7 @@ fn shifted(range: &HeaderValue) -> Option<HeaderValue> {
 fn refuse(status: u16, why: &str) -> Response<Body> {
     let text =
         format!("<?xml version=\"1.0\"?><Error><Code>FaultProxy</Code><Message>{why}</Message></Error>");
-    let mut response = Response::new(
-        Full::new(Bytes::from(text))
-            .map_err(|never| match never {})
-            .boxed_unsync(),
-    );
+    let mut response = Response::new(full(text));
     *response.status_mut() = StatusCode::from_u16(status).expect("tests inject real statuses");
     response.headers_mut().insert(
         http::header::CONTENT_TYPE,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -89,15 +90,17 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    pub(super) fn create(client: Arc<Client>, name: String) -> Self {
-        let bucket = Self { name, client };
-        let path = format!("/{}", bucket.name);
-        bucket
-            .client
-            .send("PUT", &path, &[], &[])
-            .accepted(&format_args!("create the bucket {}", bucket.name))
+    /// Creates a bucket with a name that is used nowhere else.
+    pub(crate) fn create_unique(address: SocketAddr) -> Self {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("bucket-{}-{number}", std::process::id());
+        let client = Arc::new(Client::new(address));
+        client
+            .send("PUT", &format!("/{name}"), &[], &[])
+            .accepted(&format_args!("create the bucket {name}"))
             .unwrap_or_else(|error| panic!("{error}"));
-        bucket
+        Self { name, client }
     }
 
     /// Its name.

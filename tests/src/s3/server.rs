@@ -2,8 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::client::{Bucket, Client};
@@ -53,7 +52,6 @@ impl S3Kind {
 pub struct S3Server {
     kind: S3Kind,
     address: SocketAddr,
-    client: Arc<Client>,
     // Before the directory: the process ends, then its data is removed.
     process: Option<Process>,
     dir: TestDir,
@@ -73,7 +71,6 @@ impl S3Server {
         let mut server = Self {
             kind,
             address,
-            client: Arc::new(Client::new(address)),
             process: None,
             dir,
         };
@@ -97,7 +94,7 @@ impl S3Server {
                 ("S3_SERVER_SECRET_KEY", SECRET_KEY),
             ])
             .start(self.dir.path());
-        let client = Arc::clone(&self.client);
+        let client = Client::new(self.address);
         let what = format!("it answered at {}", self.address);
         // Any answer will do: the server speaks HTTP.
         process.wait_until(START_DEADLINE, &what, || {
@@ -133,12 +130,7 @@ impl S3Server {
 
     /// Creates a bucket that no other test has.
     pub fn bucket(&self) -> Bucket {
-        static COUNTER: AtomicU32 = AtomicU32::new(0);
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        Bucket::create(
-            Arc::clone(&self.client),
-            format!("bucket-{}-{number}", std::process::id()),
-        )
+        Bucket::create_unique(self.address)
     }
 }
 
