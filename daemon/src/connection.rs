@@ -213,7 +213,7 @@ impl FrameWriter {
                 match nix::sys::socket::send(
                     stream.as_fd().as_raw_fd(),
                     &head[sent..],
-                    nix::sys::socket::MsgFlags::MSG_NOSIGNAL | nix::sys::socket::MsgFlags::MSG_MORE,
+                    nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
                 ) {
                     Ok(count) => sent += count,
                     Err(errno) => wait_if_full(&stream, errno)?,

@@ -37,7 +37,6 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    start::install_crypto();
     let arguments = Arguments::parse();
     let config = match Config::load(&arguments.config) {
         Ok(config) => config,

@@ -235,6 +235,11 @@ impl Store {
         self.authorization
     }
 
+    /// The buckets it serves, as the configuration spells them.
+    pub fn buckets(&self) -> Vec<String> {
+        self.buckets.iter().map(ToString::to_string).collect()
+    }
+
     /// Whether it serves a bucket, if no other store does so more specifically.
     pub fn serves(&self, bucket: &BucketName) -> bool {
         self.specificity(bucket).is_some()

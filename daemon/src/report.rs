@@ -39,6 +39,12 @@ pub struct Reporter {
     shared: Arc<Shared>,
 }
 
+impl std::fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reporter").field("node", &self.shared.registration.node).finish_non_exhaustive()
+    }
+}
+
 struct Shared {
     inventory: Mutex<Inventory>,
     registration: grpc::Register,

@@ -51,7 +51,7 @@ pub struct Context {
     /// The configured stores.
     pub stores: Stores,
     /// The cached blocks.
-    pub store: Arc<BlockStore>,
+    pub store: BlockStore,
     /// Brings missing pages in.
     pub filler: Filler,
     /// Counts.

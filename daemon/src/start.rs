@@ -13,12 +13,6 @@ use crate::app::Addresses;
 use crate::config::Config;
 use crate::origin::Stores;
 
-/// Chooses the one crypto provider before anything needs one.
-pub fn install_crypto() {
-    // Fails only when one is installed already, which is as good.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-}
-
 /// Logs to standard error; `RUST_LOG` filters, default `info`.
 pub fn log(json: bool) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));

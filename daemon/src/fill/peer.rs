@@ -103,8 +103,8 @@ impl Peers {
         let (segment, place) = SegmentResidency::place(block);
         let request = grpc::LocateRequest {
             path_id: object.path_id.as_bytes().to_vec(),
-            etag: object.generation.etag.as_str().to_owned(),
-            size_bytes: object.generation.size_bytes,
+            etag: object.generation().etag.as_str().to_owned(),
+            size_bytes: object.generation().size_bytes,
             segment,
         };
         let mut holders: Vec<Holder> = self
@@ -144,9 +144,9 @@ impl Peers {
             offset: block_start + start,
             length: end - start,
             peer: Some(PeerObject {
-                store: object.name.store.clone(),
-                path: object.name.path.clone(),
-                generation: object.generation.clone(),
+                store: object.name().store.clone(),
+                path: object.name().path.clone(),
+                generation: object.generation().clone(),
                 hops: 1,
             }),
         };
@@ -281,7 +281,7 @@ impl PeerPages<'_> {
             return Err(Error::Protocol("a page of the wrong length"));
         }
         debug_assert!(bytes.len() as u64 <= PAGE_BYTES);
-        if !PageWord::new(&self.object.object_id, block, expected, &chunk_crcs(bytes)).matches(word) {
+        if !PageWord::new(&self.object.object_id(), block, expected, &chunk_crcs(bytes)).matches(word) {
             return Err(Error::Protocol("a page that does not match its word"));
         }
         self.next = PageIndex(expected.0 + 1);

@@ -546,6 +546,15 @@ pub(super) enum BucketPattern {
     Prefix(String),
 }
 
+impl std::fmt::Display for BucketPattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Name(name) => write!(f, "{name}"),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+        }
+    }
+}
+
 impl BucketPattern {
     pub(super) fn matches(&self, bucket: &BucketName) -> bool {
         match self {

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use cachelet_protocol::block::{BlockIndex, PageSet};
-use cachelet_protocol::ids::{FileId, Generation, Handle, ObjectName};
+use cachelet_protocol::block::PageSet;
+use cachelet_protocol::ids::{Generation, Handle, ObjectName};
 use cachelet_protocol::wire::{
     BypassReason, Code, FLAG_DESCRIPTOR, FOLLOWS_DATA, FOLLOWS_GRANT, FOLLOWS_NOTHING, Fill, FrameHeader, FrameKind,
     GrantStatus, Granted, HEADER_BYTES, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA, OPEN_NO_GRANT, Open,
@@ -22,12 +22,10 @@ use crate::connection::{FrameReader, FrameWriter, ReadError};
 use crate::fill::{Filled, OpenObject};
 use crate::metrics::ReadPath;
 use crate::origin::{Authorization, Store};
-use crate::store::GrantStatus as StoreGrants;
+use crate::store::{BlockStore, GrantStatus as StoreGrants};
 
 /// Requests of one session under way at a time; further ones wait in the socket.
 const MAX_REQUESTS: usize = 64;
-/// A client may report at most this many times a block's length as read, each time it reports.
-const MAX_REREADS: u64 = 1024;
 
 /// Why a connection ended that did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +92,7 @@ pub(super) fn welcome(context: &Context, session: &Session) -> Welcome {
     let (grants, reason) = match context.store.grants() {
         _ if !local => (GrantStatus::Disabled, "descriptors cannot be passed over TCP".to_owned()),
         StoreGrants::Enabled => (GrantStatus::Enabled, String::new()),
-        StoreGrants::Unprotected => (GrantStatus::Unprotected, String::new()),
+        StoreGrants::EnabledUnprotected => (GrantStatus::Unprotected, String::new()),
         StoreGrants::Disabled { reason } => (GrantStatus::Disabled, reason.clone()),
     };
     Welcome {
@@ -231,7 +229,7 @@ impl Connection<'_> {
     async fn fill(self, request: RequestId, fill: &Fill) -> Result<(), Answer> {
         self.context.metrics.count_request("fill");
         let object = self.session.object(fill.handle).ok_or_else(|| unknown_handle(fill.handle))?;
-        let length = self.context.store.block_size().length_of(fill.block, object.generation.size_bytes);
+        let length = self.context.store.block_size().length_of(fill.block, object.generation().size_bytes);
         let wanted = fill.pages.intersection(PageSet::all(length));
         if wanted.is_empty() {
             let message = format!("block {} of this object has none of the pages asked for", fill.block);
@@ -251,8 +249,8 @@ impl Connection<'_> {
 
     async fn grant_or_ready(self, request: RequestId, fill: &Fill, filled: &Filled) -> Result<(), Answer> {
         let file_id = filled.block.file_id();
-        if fill.file_id == file_id && self.session.held_block_length(file_id).is_some() {
-            let present = filled.block.present().intersection(filled.block.trusted());
+        if fill.file_id == file_id && self.session.holds(file_id) {
+            let present = filled.block.present();
             let ready = Ready { file_id, present };
             return Ok(self.session.writer.send(&encode(&ready, 0, request)).await.map_err(Broken::from)?);
         }
@@ -283,10 +281,10 @@ impl Connection<'_> {
                 return Err(no_grant(error.to_string()));
             }
         };
-        session.granted(grant.file_id, block.length());
+        session.granted(grant.file_id);
         let granted = Granted {
             handle,
-            block: block.index(),
+            block: block.identity().index(),
             file_id: grant.file_id,
             data_offset: grant.data_offset,
             crc_offset: grant.crc_offset,
@@ -295,7 +293,7 @@ impl Connection<'_> {
         };
         context.metrics.grants.inc();
         let frame = encode(&granted, FLAG_DESCRIPTOR, request);
-        Ok(session.writer.send_with_descriptor(&frame, grant.descriptor).await.map_err(Broken::from)?)
+        Ok(session.writer.send_with_descriptor(&frame, grant.fd).await.map_err(Broken::from)?)
     }
 
     fn grants_enabled(self) -> bool {
@@ -308,7 +306,7 @@ impl Connection<'_> {
         let path = &invalidate.path;
         let store = find_store(self.context, &path.bucket, path.scheme, &invalidate.store)?;
         let name = ObjectName { store: store.identity().clone(), path: path.clone() };
-        let work = move |store: &crate::store::BlockStore| store.invalidate(&name);
+        let work = move |store: &BlockStore| Ok(store.invalidate_every_generation(&name));
         let blocks = self.context.filler.on_disk(work).await.map_err(Refusal::from)?;
         let invalidated = Invalidated { blocks };
         Ok(self.session.writer.send(&encode(&invalidated, 0, request)).await.map_err(Broken::from)?)
@@ -317,10 +315,9 @@ impl Connection<'_> {
     /// An untrusted hint: only files that the session holds count, and no more than it could have read.
     fn used(self, used: &Used) {
         for file in &used.files {
-            if let Some(length) = self.session.held_block_length(file.file_id) {
-                let bytes = file.bytes.min(length.saturating_mul(MAX_REREADS));
+            if self.session.holds(file.file_id) {
+                let bytes = self.context.store.used(file.file_id, file.bytes, file.pages);
                 self.context.metrics.count_read(ReadPath::Local, bytes);
-                self.context.store.used(file.file_id, bytes, file.pages);
             }
         }
     }

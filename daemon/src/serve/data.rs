@@ -23,8 +23,7 @@ use super::session::Session;
 use crate::connection::{FrameReader, FrameWriter};
 use crate::fill::{self, OpenObject};
 use crate::metrics::ReadPath;
-use crate::origin::RangeRequest;
-use crate::store::BlockIdentity;
+use crate::store::{BlockIdentity, BlockStore, DATA_OFFSET};
 
 /// Most bytes of one `Data` frame.
 const FRAME_BYTES: u64 = PAGE_BYTES;
@@ -109,7 +108,7 @@ fn joined(context: &Context, hello: &Hello) -> Option<Arc<Session>> {
 
 /// All bytes of a small object.
 pub(super) async fn whole(context: &Arc<Context>, object: &Arc<OpenObject>) -> Result<Vec<u8>, Refusal> {
-    let length = object.generation.size_bytes;
+    let length = object.generation().size_bytes;
     let block = BlockIndex(0);
     for _ in 0..2 {
         let filled = match context.filler.demand(object, block, PageSet::all(length)).await {
@@ -118,9 +117,9 @@ pub(super) async fn whole(context: &Arc<Context>, object: &Arc<OpenObject>) -> R
             Err(error) => return Err(error.into()),
         };
         let block = Arc::clone(&filled.block);
-        let read = move |store: &crate::store::BlockStore| {
+        let read = move |store: &BlockStore| {
             let mut bytes = vec![0; length as usize];
-            store.read(&block, 0, &mut bytes).map(|()| bytes)
+            store.read(&block, 0..length, &mut bytes).map(|()| bytes)
         };
         // A file that turns out corrupt is set aside by reading it; the next round fills a new one.
         if let Ok(bytes) = context.filler.on_disk(read).await {
@@ -137,13 +136,7 @@ pub(super) async fn whole(context: &Arc<Context>, object: &Arc<OpenObject>) -> R
 }
 
 async fn pass_through(object: &OpenObject, range: Range<u64>) -> Result<crate::origin::ByteStream, Refusal> {
-    let request = RangeRequest {
-        path: object.name.path.clone(),
-        generation: object.generation.clone(),
-        version_id: object.version_id.clone(),
-        range,
-    };
-    object.store.get(&request).await.map_err(|error| Refusal::from(&error))
+    object.store.get(&object.range(range)).await.map_err(|error| Refusal::from(&error))
 }
 
 struct Reply<'a> {
@@ -161,7 +154,7 @@ impl Reply<'_> {
     /// Bytes of an open object, clamped to its end.
     async fn bytes(&self, object: &Arc<OpenObject>, read: &Read) -> Result<(), Stop> {
         self.context.metrics.count_request("read");
-        let size = object.generation.size_bytes;
+        let size = object.generation().size_bytes;
         let end = read.offset.saturating_add(read.length).min(size);
         if read.offset >= end {
             return Ok(self.writer.send(&self.head(FrameKind::Data, 0, false)).await?);
@@ -184,13 +177,14 @@ impl Reply<'_> {
                         // Only a head start: what goes wrong shows when the window is demanded.
                         let _ = self.context.filler.readahead(object, block, pages).await;
                     }
-                    let file = filled.block.descriptor().map_err(Refusal::from)?;
+                    let block = Arc::clone(&filled.block);
+                    let file = self.context.filler.on_disk(move |store| store.file(&block)).await.map_err(Refusal::from)?;
                     let mut sent = within.start;
                     while sent < within.end {
                         let length = (within.end - sent).min(FRAME_BYTES);
                         let more = block_start + sent + length < end;
                         let head = self.head(FrameKind::Data, length as usize, more);
-                        let offset = filled.block.data_offset() + sent;
+                        let offset = DATA_OFFSET + sent;
                         self.writer.send_file(head, Arc::clone(&file), offset, length).await?;
                         sent += length;
                     }
@@ -236,21 +230,22 @@ impl Reply<'_> {
             return Err(Refusal::failed(Code::InvalidRequest, message).into());
         }
         let not_held = || Refusal::failed(Code::NotHeld, "this worker does not hold these pages");
-        let identity = BlockIdentity::new(name, asked.generation.clone(), index);
+        let identity = BlockIdentity::of(name, asked.generation.clone(), index);
         let block = self.context.filler.cached(&identity).await.map_err(Refusal::from)?.ok_or_else(not_held)?;
         let wanted = PageSet::covering(start..end);
-        let held = wanted.intersection(block.present()).runs(u32::MAX).next().ok_or_else(not_held)?;
+        let held = wanted.intersection(block.present().union(block.unverified())).runs(u32::MAX).next().ok_or_else(not_held)?;
         if u64::from(held.start) * PAGE_BYTES != start {
             return Err(not_held().into());
         }
         for page in held.clone().map(PageIndex) {
             let page_length = page.length_in(block.length()) as usize;
             let block = Arc::clone(&block);
-            let work = move |store: &crate::store::BlockStore| {
+            let work = move |store: &BlockStore| {
                 let mut bytes = vec![0; PAGE_PREFIX_BYTES + page_length];
-                store.read(&block, page.start(), &mut bytes[PAGE_PREFIX_BYTES..])?;
+                let range = page.start()..page.start() + page_length as u64;
+                store.read(&block, range, &mut bytes[PAGE_PREFIX_BYTES..])?;
                 let word = store.page_word(&block, page)?;
-                bytes[..PAGE_PREFIX_BYTES].copy_from_slice(&encode_page_prefix(block.index().0, page.0, word));
+                bytes[..PAGE_PREFIX_BYTES].copy_from_slice(&encode_page_prefix(block.identity().index().0, page.0, word));
                 Ok(bytes)
             };
             let payload = self.context.filler.on_disk(work).await.map_err(|_| not_held())?;

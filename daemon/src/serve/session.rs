@@ -1,6 +1,6 @@
 //! Sessions: what each client process has opened and holds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -22,8 +22,8 @@ pub(super) struct Session {
     pub(super) writer: Arc<FrameWriter>,
     handles: Mutex<HashMap<Handle, Arc<OpenObject>>>,
     next_handle: AtomicU64,
-    /// Files granted and not released, each with its block's length.
-    granted: Mutex<HashMap<FileId, u64>>,
+    /// Files granted and not released.
+    granted: Mutex<HashSet<FileId>>,
     unacknowledged: AtomicU16,
 }
 
@@ -73,17 +73,16 @@ impl Session {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| Some(count.saturating_sub(acknowledged)));
     }
 
-    pub(super) fn granted(&self, file: FileId, block_length: u64) {
-        lock(&self.granted).insert(file, block_length);
+    pub(super) fn granted(&self, file: FileId) {
+        lock(&self.granted).insert(file);
     }
 
     pub(super) fn released(&self, file: FileId) -> bool {
-        lock(&self.granted).remove(&file).is_some()
+        lock(&self.granted).remove(&file)
     }
 
-    /// The length of the block in a file that the session holds.
-    pub(super) fn held_block_length(&self, file: FileId) -> Option<u64> {
-        lock(&self.granted).get(&file).copied()
+    pub(super) fn holds(&self, file: FileId) -> bool {
+        lock(&self.granted).contains(&file)
     }
 }
 
