@@ -52,6 +52,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use cachelet_protocol::block::{BlockIndex, BlockSize};
+use cachelet_protocol::residency::Residency;
 use cachelet_protocol::ids::{Epoch, FileId, ObjectId, SessionId};
 
 use block::Key;
@@ -62,7 +63,7 @@ use lru::Lru;
 use marker::Suspects;
 
 pub use admission::{FillGuard, Reservation};
-pub use block::{Block, BlockIdentity, ObjectIdentity, Residency};
+pub use block::{Block, BlockIdentity, ObjectIdentity};
 pub use error::Error;
 pub use format::{CRC_OFFSET, DATA_OFFSET, Damage};
 pub use grant::{Grant, GrantStatus};

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use cachelet_protocol::block::{BlockIndex, BlockSize, PageSet};
 use cachelet_protocol::ids::{FileId, Generation, ObjectId, ObjectName};
+use cachelet_protocol::residency::Residency;
 
 use super::lock;
 
@@ -86,35 +87,6 @@ impl BlockIdentity {
 pub(super) struct Key {
     pub(super) object: ObjectId,
     pub(super) index: BlockIndex,
-}
-
-/// How much of a block is here, in the steps that locations are reported in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Residency {
-    /// No page.
-    None,
-    /// Fewer than half of its pages.
-    Some,
-    /// Half of its pages or more.
-    HalfOrMore,
-    /// Every page.
-    All,
-}
-
-impl Residency {
-    /// Of a block of `length` bytes with these pages.
-    pub fn of(pages: PageSet, length: u64) -> Self {
-        let all = PageSet::all(length);
-        if pages.is_empty() {
-            Self::None
-        } else if pages.contains_all(all) {
-            Self::All
-        } else if 2 * pages.len() >= all.len() {
-            Self::HalfOrMore
-        } else {
-            Self::Some
-        }
-    }
 }
 
 /// Device and inode: what tells one file from another under the same name.

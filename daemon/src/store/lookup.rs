@@ -2,6 +2,7 @@
 //!
 //! Whoever works on a path claims its key first, so a path has one worker and a file one [`Block`].
 
+use cachelet_protocol::residency::Residency;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
@@ -15,7 +16,7 @@ use super::format::{Decoded, Header, TABLES_END, presence};
 use super::layout::{Layout, block_options, create_options};
 use super::ledger::Place;
 use super::retire::allocated_bytes;
-use super::{Block, BlockIdentity, BlockStore, DATA_OFFSET, Damage, Error, Event, Reservation, Residency};
+use super::{Block, BlockIdentity, BlockStore, DATA_OFFSET, Damage, Error, Event, Reservation, };
 
 /// The right to work on a key's path.
 pub(super) struct Claim<'a> {

@@ -101,6 +101,12 @@ impl BlockStore {
         Ok(())
     }
 
+    /// The descriptor by which the daemon reads the block's file, to be sent from: never handed to anybody. Touches the disk
+    /// if it has to be opened again.
+    pub fn file(&self, block: &Arc<Block>) -> Result<Arc<File>, Error> {
+        self.file_of(block)
+    }
+
     /// The word of a page as it is on disk, zero if the page is absent: what a peer is told beside the bytes.
     /// Touches the disk.
     pub fn page_word(&self, block: &Arc<Block>, page: PageIndex) -> Result<u64, Error> {

@@ -4,6 +4,7 @@
 //! old file under the name of the new one. A file that should go because of what is in it and cannot be removed makes
 //! its block unusable here (`banned`); one that should merely make room stays.
 
+use cachelet_protocol::residency::Residency;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +16,7 @@ use cachelet_protocol::ids::{FileId, ObjectId};
 use super::block::{Inode, Key};
 use super::ledger::Place;
 use super::{
-    Block, BlockStore, Damage, Error, Event, MAX_QUARANTINED_FILES, Reason, Residency, State, layout, lease,
+    Block, BlockStore, Damage, Error, Event, MAX_QUARANTINED_FILES, Reason, State, layout, lease,
 };
 
 /// What came of retiring a file.
@@ -54,6 +55,17 @@ impl BlockStore {
                 .iter()
                 .for_each(|block| self.remove(block));
         }
+    }
+
+    /// Drops every block of an object that is known here, whatever its generation; how many that were. Touches the disk.
+    pub fn invalidate_every_generation(&self, name: &cachelet_protocol::ids::ObjectName) -> u32 {
+        let blocks: Vec<_> = {
+            let state = self.state();
+            let same = state.index.values().filter(|block| block.identity().object().name() == name);
+            same.map(Arc::clone).collect()
+        };
+        blocks.iter().for_each(|block| self.remove(block));
+        blocks.len().try_into().unwrap_or(u32::MAX)
     }
 
     /// Drops one block, fills in flight or not. Touches the disk.

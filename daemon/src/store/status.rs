@@ -1,5 +1,6 @@
 //! What the store tells about itself. Cheap, all of it.
 
+use cachelet_protocol::residency::Residency;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use cachelet_protocol::block::PageSet;
 use cachelet_protocol::ids::FileId;
 
 use super::block::Key;
-use super::{Block, BlockIdentity, BlockStore, Residency};
+use super::{Block, BlockIdentity, BlockStore, };
 
 /// Blocks looked at under one lock.
 const BATCH: usize = 1024;
