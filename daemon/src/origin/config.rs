@@ -344,7 +344,13 @@ impl StoreConfig {
         let Some(text) = &self.endpoint else {
             return Ok(None);
         };
-        let refused = |problem: &str| self.refuse("endpoint", quoted(text), problem);
+        // What stands in front of an `@` may be a password.
+        let value = if text.contains('@') {
+            "(not shown)".to_owned()
+        } else {
+            quoted(text)
+        };
+        let refused = |problem: &str| self.refuse("endpoint", value.clone(), problem);
         let endpoint = Endpoint::parse(text).map_err(refused)?;
         if !endpoint.is_https() && !self.allow_http && !endpoint.is_loopback() {
             return Err(refused(
