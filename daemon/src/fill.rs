@@ -46,9 +46,19 @@ pub struct OpenObject {
 
 impl OpenObject {
     /// Opens a generation of an object in `store`.
-    pub fn new(store: Arc<Store>, name: ObjectName, generation: Generation, version_id: Option<String>) -> Self {
+    pub fn new(
+        store: Arc<Store>,
+        name: ObjectName,
+        generation: Generation,
+        version_id: Option<String>,
+    ) -> Self {
         let path_id = name.path_id();
-        Self { store, version_id, path_id, identity: Arc::new(ObjectIdentity::new(name, generation)) }
+        Self {
+            store,
+            version_id,
+            path_id,
+            identity: Arc::new(ObjectIdentity::new(name, generation)),
+        }
     }
 
     /// Its name.
@@ -146,13 +156,20 @@ impl Filler {
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         };
-        Self { shared: Arc::new(shared) }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Waits until `wanted` pages of a block are present and verified, fetching what is missing.
     ///
     /// Cancel-safe: fetches that were begun go on for whoever else wants them.
-    pub async fn demand(&self, object: &Arc<OpenObject>, index: BlockIndex, wanted: PageSet) -> Result<Filled, Error> {
+    pub async fn demand(
+        &self,
+        object: &Arc<OpenObject>,
+        index: BlockIndex,
+        wanted: PageSet,
+    ) -> Result<Filled, Error> {
         let timeout = self.shared.timeout;
         tokio::time::timeout(timeout, self.land(object, index, wanted))
             .await
@@ -160,7 +177,12 @@ impl Filler {
     }
 
     /// Begins to fetch what is missing of `wanted`, and waits for none of it.
-    pub async fn readahead(&self, object: &Arc<OpenObject>, index: BlockIndex, wanted: PageSet) -> Result<(), Error> {
+    pub async fn readahead(
+        &self,
+        object: &Arc<OpenObject>,
+        index: BlockIndex,
+        wanted: PageSet,
+    ) -> Result<(), Error> {
         let filled = self.create(object, index).await?;
         self.launch(&filled, object, wanted).map(drop)
     }
@@ -194,7 +216,12 @@ impl Filler {
         self.shared.flights().values().map(Vec::len).sum()
     }
 
-    async fn land(&self, object: &Arc<OpenObject>, index: BlockIndex, wanted: PageSet) -> Result<Filled, Error> {
+    async fn land(
+        &self,
+        object: &Arc<OpenObject>,
+        index: BlockIndex,
+        wanted: PageSet,
+    ) -> Result<Filled, Error> {
         let mut restarts = 0;
         loop {
             let landed = async {
@@ -217,7 +244,11 @@ impl Filler {
             Some(block) => block,
             None => self.on_disk(move |store| store.find_or_create(&identity)).await?,
         };
-        let guard = self.shared.store.begin_fill(&block).map_err(|error| Error::Store(Arc::new(error)))?;
+        let guard = self
+            .shared
+            .store
+            .begin_fill(&block)
+            .map_err(|error| Error::Store(Arc::new(error)))?;
         Ok(Filled { block, _guard: guard })
     }
 
@@ -241,8 +272,13 @@ impl Filler {
     ) -> Result<Vec<Arc<Flight>>, Error> {
         let block = &filled.block;
         let mut flights = self.shared.flights();
-        let under_way = flights.get(&block.file_id()).map(Vec::as_slice).unwrap_or_default();
-        let covered = under_way.iter().fold(PageSet::EMPTY, |pages, flight| pages.union(flight.pages()));
+        let under_way = flights
+            .get(&block.file_id())
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let covered = under_way
+            .iter()
+            .fold(PageSet::EMPTY, |pages, flight| pages.union(flight.pages()));
         // Read after the flights are locked: a page is in a flight until it is on disk. Unverified pages first: a page
         // only ever moves from there to the present ones.
         let missing = wanted.difference(block.unverified()).difference(block.present());
@@ -252,11 +288,21 @@ impl Filler {
             .map(|run| Arc::new(Flight::new(PageSet::span(run))))
             .collect();
         for flight in &begun {
-            let guard = self.shared.store.begin_fill(block).map_err(|error| Error::Store(Arc::new(error)))?;
-            flights.entry(block.file_id()).or_default().push(Arc::clone(flight));
+            let guard = self
+                .shared
+                .store
+                .begin_fill(block)
+                .map_err(|error| Error::Store(Arc::new(error)))?;
+            flights
+                .entry(block.file_id())
+                .or_default()
+                .push(Arc::clone(flight));
             self.take_off(Arc::clone(flight), Arc::clone(block), Arc::clone(object), guard);
         }
-        let under_way = flights.get(&block.file_id()).map(Vec::as_slice).unwrap_or_default();
+        let under_way = flights
+            .get(&block.file_id())
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let awaited = |flight: &&Arc<Flight>| !flight.pages().intersection(missing).is_empty();
         Ok(under_way.iter().filter(awaited).cloned().collect())
     }

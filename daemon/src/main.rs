@@ -64,7 +64,10 @@ async fn run(config: Config, ready_file: Option<&Path>) -> ExitCode {
         Ok(app) => app,
         Err(error) => return start::refuse(1, &error),
     };
-    match app.addresses().and_then(|addresses| start::announce(&addresses, ready_file).map(|()| addresses)) {
+    match app
+        .addresses()
+        .and_then(|addresses| start::announce(&addresses, ready_file).map(|()| addresses))
+    {
         Ok(addresses) => info!(?addresses, "serving"),
         Err(error) => return start::refuse(1, &error),
     }

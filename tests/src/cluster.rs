@@ -111,14 +111,22 @@ impl ClusterBuilder {
         let logs = dir.create_dir("logs");
         let service = self.with_service.then(|| Service::start(&dir, &logs));
         std::fs::write(dir.join("secret"), "a secret of this test cluster").expect("the directory is ours");
-        let workers = (0..self.nodes).map(|index| Worker::new(&self, &dir, index, service.as_ref())).collect();
-        let mut cluster = Cluster { workers, service, dir };
+        let workers = (0..self.nodes)
+            .map(|index| Worker::new(&self, &dir, index, service.as_ref()))
+            .collect();
+        let mut cluster = Cluster {
+            workers,
+            service,
+            dir,
+        };
         for worker in &mut cluster.workers {
             worker.start();
         }
         if let Some(service) = &cluster.service {
             let count = cluster.workers.len();
-            wait_until(DEADLINE, "all workers are registered", || service.ready_nodes().len() == count);
+            wait_until(DEADLINE, "all workers are registered", || {
+                service.ready_nodes().len() == count
+            });
         }
         cluster
     }
@@ -144,7 +152,10 @@ impl Cluster {
 
     /// A cluster over a directory, known as bucket `data`.
     pub fn of_directory(root: &Path) -> ClusterBuilder {
-        ClusterBuilder::new(format!("name = \"data\"\nkind = \"file\"\nroot = \"{}\"\n", root.display()))
+        ClusterBuilder::new(format!(
+            "name = \"data\"\nkind = \"file\"\nroot = \"{}\"\n",
+            root.display()
+        ))
     }
 
     /// The worker of a node, counted from 0.
@@ -154,7 +165,9 @@ impl Cluster {
 
     /// The locality service. Panics in clusters without one.
     pub fn service(&self) -> &Service {
-        self.service.as_ref().expect("the cluster was started with a locality service")
+        self.service
+            .as_ref()
+            .expect("the cluster was started with a locality service")
     }
 
     /// The cluster's directory.
@@ -168,11 +181,16 @@ impl Cluster {
         let service = self.service();
         wait_until(DEADLINE, &format!("{path} is resident on {name}"), || {
             let answer = service.locations(&serde_json::json!({"paths": [path], "candidates": [name]}));
-            let blocks = answer["locations"][0]["blocks"].as_array().cloned().unwrap_or_default();
+            let blocks = answer["locations"][0]["blocks"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
             !blocks.is_empty()
                 && blocks.iter().all(|block| {
                     block["nodes"].as_array().is_some_and(|nodes| {
-                        nodes.iter().any(|node| node["node"] == name.as_str() && node["residency"] == "all")
+                        nodes
+                            .iter()
+                            .any(|node| node["node"] == name.as_str() && node["residency"] == "all")
                     })
                 })
         });
@@ -186,7 +204,11 @@ impl ClusterBuilder {
             store,
             quota: "4GiB".to_owned(),
             block_size: "128MiB".to_owned(),
-            grants: if can_mount() { GrantSetup::Mounted } else { GrantSetup::Unprotected },
+            grants: if can_mount() {
+                GrantSetup::Mounted
+            } else {
+                GrantSetup::Unprotected
+            },
             authorization: "daemon",
             extra: String::new(),
             cache_extra: String::new(),
@@ -224,7 +246,11 @@ impl Service {
         process.wait_until(DEADLINE, "the locality service is ready", || ready.exists());
         let addresses = read_json(&ready);
         let text = |key: &str| addresses[key].as_str().expect("an address").to_owned();
-        Self { http: text("http"), grpc: text("grpc"), process }
+        Self {
+            http: text("http"),
+            grpc: text("grpc"),
+            process,
+        }
     }
 
     /// `host:port` of its HTTP side.
@@ -254,7 +280,11 @@ impl Service {
     /// The nodes whose workers are ready.
     pub fn ready_nodes(&self) -> Vec<String> {
         let ready = |node: &Value| node["state"] == "ready";
-        self.nodes().iter().filter(|node| ready(node)).map(|node| node["node"].as_str().expect("a name").to_owned()).collect()
+        self.nodes()
+            .iter()
+            .filter(|node| ready(node))
+            .map(|node| node["node"].as_str().expect("a name").to_owned())
+            .collect()
     }
 }
 
@@ -286,7 +316,12 @@ impl Worker {
         };
         let address = format!("127.0.0.{}", index + 2);
         let locality = service
-            .map(|service| format!("[locality]\nservice = \"http://{}\"\nhttp = \"{}\"\n", service.grpc, service.http))
+            .map(|service| {
+                format!(
+                    "[locality]\nservice = \"http://{}\"\nhttp = \"{}\"\n",
+                    service.grpc, service.http
+                )
+            })
             .unwrap_or_default();
         let text = format!(
             "[worker]\nnode_name = \"{node}\"\n\
@@ -310,7 +345,15 @@ impl Worker {
         let config = dir.join(format!("{node}/config.toml"));
         std::fs::write(&config, text).expect("the directory is ours");
         let ready = dir.join(format!("{node}/ready.json"));
-        Self { node, config, cache, sockets, ready, logs: dir.join("logs"), process: None }
+        Self {
+            node,
+            config,
+            cache,
+            sockets,
+            ready,
+            logs: dir.join("logs"),
+            process: None,
+        }
     }
 
     /// Starts the worker's process, with a new UUID, and waits until it is ready.
@@ -328,7 +371,9 @@ impl Worker {
         let ready = &self.ready;
         process.wait_until(DEADLINE, "the worker is ready", || ready.exists());
         let readyz = format!("http://{}/readyz", self.address("admin"));
-        process.wait_until(DEADLINE, "the worker serves", || ureq::get(&readyz).call().is_ok());
+        process.wait_until(DEADLINE, "the worker serves", || {
+            ureq::get(&readyz).call().is_ok()
+        });
         self.process = Some(process);
     }
 
@@ -341,7 +386,12 @@ impl Worker {
     pub fn stop(&mut self) {
         let mut process = self.process.take().expect("the worker runs");
         let status = process.terminate(DEADLINE);
-        assert!(status.success(), "{} ended with {status}:\n{}", self.node, process.log());
+        assert!(
+            status.success(),
+            "{} ended with {status}:\n{}",
+            self.node,
+            process.log()
+        );
     }
 
     /// SIGKILL.
@@ -375,7 +425,10 @@ impl Worker {
     }
 
     fn address(&self, key: &str) -> String {
-        read_json(&self.ready)[key].as_str().expect("an address").to_owned()
+        read_json(&self.ready)[key]
+            .as_str()
+            .expect("an address")
+            .to_owned()
     }
 
     /// Its block files now, in no order.
@@ -383,7 +436,13 @@ impl Worker {
         let mut files = Vec::new();
         let blocks = self.cache.join("v1/blocks");
         for shard in std::fs::read_dir(&blocks).into_iter().flatten().flatten() {
-            files.extend(std::fs::read_dir(shard.path()).into_iter().flatten().flatten().map(|entry| entry.path()));
+            files.extend(
+                std::fs::read_dir(shard.path())
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(|entry| entry.path()),
+            );
         }
         files
     }
@@ -396,7 +455,10 @@ impl Worker {
     /// A number of its status, by JSON pointer, such as `/fill_bytes/origin`.
     pub fn count(&self, pointer: &str) -> u64 {
         let status = self.status();
-        status.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("no number at {pointer} in {status}"))
+        status
+            .pointer(pointer)
+            .and_then(Value::as_u64)
+            .unwrap_or_else(|| panic!("no number at {pointer} in {status}"))
     }
 }
 

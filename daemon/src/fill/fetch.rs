@@ -34,10 +34,18 @@ pub(super) struct Fetcher {
 impl Fetcher {
     /// Brings the flight's pages in: from a peer that holds them, else from the origin; what a peer leaves out, the origin
     /// gives.
-    pub(super) async fn fetch(&self, flight: &Arc<Flight>, block: &Arc<Block>, object: &OpenObject) -> Result<(), Error> {
+    pub(super) async fn fetch(
+        &self,
+        flight: &Arc<Flight>,
+        block: &Arc<Block>,
+        object: &OpenObject,
+    ) -> Result<(), Error> {
         flight.land_all(block.present());
         if let Some(peers) = &self.peers {
-            for holder in peers.holders(object, block.identity().index(), flight.missing()).await {
+            for holder in peers
+                .holders(object, block.identity().index(), flight.missing())
+                .await
+            {
                 match self.from_peer(peers, &holder, flight, block, object).await {
                     Ok(()) => self.metrics.count_fetch(Source::Peer, Outcome::Complete),
                     Err(problem) => {
@@ -83,8 +91,21 @@ impl Fetcher {
         object: &OpenObject,
     ) -> Result<(), PeerOrDisk> {
         let mut writes = PageWrites::new(self, flight, block);
-        for run in flight.missing().intersection(holder.pages_of(block.length())).runs(u32::MAX) {
-            let mut pages = peers.read(holder, object, block.identity().index(), self.block_start(block), block.length(), run).await?;
+        for run in flight
+            .missing()
+            .intersection(holder.pages_of(block.length()))
+            .runs(u32::MAX)
+        {
+            let mut pages = peers
+                .read(
+                    holder,
+                    object,
+                    block.identity().index(),
+                    self.block_start(block),
+                    block.length(),
+                    run,
+                )
+                .await?;
             while let Some((page, bytes)) = pages.next().await? {
                 self.metrics.count_fill(Source::Peer, bytes.len() as u64);
                 let permit = self.memory_for_a_page().await;
@@ -94,7 +115,12 @@ impl Fetcher {
         Ok(writes.finish().await?)
     }
 
-    async fn from_origin(&self, flight: &Arc<Flight>, block: &Arc<Block>, object: &OpenObject) -> Result<(), Error> {
+    async fn from_origin(
+        &self,
+        flight: &Arc<Flight>,
+        block: &Arc<Block>,
+        object: &OpenObject,
+    ) -> Result<(), Error> {
         let mut writes = PageWrites::new(self, flight, block);
         for run in flight.missing().runs(u32::MAX) {
             self.run_from_origin(run, block, object, &mut writes).await?;
@@ -111,7 +137,8 @@ impl Fetcher {
     ) -> Result<(), Error> {
         let origin_error = |error| Error::Origin(Arc::new(error));
         let start = self.block_start(block);
-        let range = start + PageIndex(run.start).start()..start + PageIndex(run.end).start().min(block.length());
+        let range =
+            start + PageIndex(run.start).start()..start + PageIndex(run.end).start().min(block.length());
         let request = object.range(range);
         let mut permit = self.memory_for_a_page().await;
         let mut stream = object.store.get(&request).await.map_err(origin_error)?;
@@ -142,7 +169,10 @@ impl Fetcher {
     }
 
     async fn memory_for_a_page(&self) -> OwnedSemaphorePermit {
-        Arc::clone(&self.memory).acquire_owned().await.expect("the semaphore is never closed")
+        Arc::clone(&self.memory)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed")
     }
 }
 
@@ -165,10 +195,20 @@ struct PageWrites<'a> {
 
 impl<'a> PageWrites<'a> {
     fn new(fetcher: &'a Fetcher, flight: &'a Arc<Flight>, block: &'a Arc<Block>) -> Self {
-        Self { fetcher, flight, block, under_way: JoinSet::new() }
+        Self {
+            fetcher,
+            flight,
+            block,
+            under_way: JoinSet::new(),
+        }
     }
 
-    async fn write(&mut self, page: PageIndex, bytes: Bytes, permit: OwnedSemaphorePermit) -> Result<(), Error> {
+    async fn write(
+        &mut self,
+        page: PageIndex,
+        bytes: Bytes,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(), Error> {
         while self.under_way.len() >= WRITES_AT_ONCE {
             self.join_one().await?;
         }

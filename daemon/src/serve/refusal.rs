@@ -16,11 +16,17 @@ pub(super) enum Refusal {
 
 impl Refusal {
     pub(super) fn bypass(reason: BypassReason, detail: impl Into<String>) -> Self {
-        Self::Bypass(Bypass { reason, detail: detail.into() })
+        Self::Bypass(Bypass {
+            reason,
+            detail: detail.into(),
+        })
     }
 
     pub(super) fn failed(code: Code, message: impl Into<String>) -> Self {
-        Self::Failed(Failed { code, message: message.into() })
+        Self::Failed(Failed {
+            code,
+            message: message.into(),
+        })
     }
 
     /// The frame that says so, counted.
@@ -74,7 +80,9 @@ impl From<fill::Error> for Refusal {
     fn from(error: fill::Error) -> Self {
         match &error {
             fill::Error::Origin(origin) => Self::from(&**origin),
-            fill::Error::NoSpace(_) | fill::Error::Store(_) => Self::bypass(BypassReason::NoSpace, error.to_string()),
+            fill::Error::NoSpace(_) | fill::Error::Store(_) => {
+                Self::bypass(BypassReason::NoSpace, error.to_string())
+            }
             fill::Error::Stopping => Self::bypass(BypassReason::Draining, error.to_string()),
             fill::Error::Deadline(_) => Self::failed(Code::DeadlineExceeded, error.to_string()),
         }

@@ -62,7 +62,9 @@ impl Session {
     /// Takes one of the session's few unacknowledged grants, unless all are taken.
     pub(super) fn begin_grant(&self, most: u16) -> bool {
         self.unacknowledged
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < most).then_some(count + 1))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                (count < most).then_some(count + 1)
+            })
             .is_ok()
     }
 
@@ -70,7 +72,9 @@ impl Session {
     pub(super) fn end_grants(&self, acknowledged: u16) {
         let _ = self
             .unacknowledged
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| Some(count.saturating_sub(acknowledged)));
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                Some(count.saturating_sub(acknowledged))
+            });
     }
 
     pub(super) fn granted(&self, file: FileId) {
@@ -123,11 +127,18 @@ impl SessionTable {
     }
 
     pub(super) fn end(&self, id: SessionId) {
-        self.sessions.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.sessions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
     }
 
     pub(super) fn get(&self, id: SessionId) -> Option<Arc<Session>> {
-        self.sessions.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.sessions
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
     }
 
     /// Counts a request as under way until the guard is dropped.

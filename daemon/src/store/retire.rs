@@ -15,9 +15,7 @@ use cachelet_protocol::ids::{FileId, ObjectId};
 
 use super::block::{Inode, Key};
 use super::ledger::Place;
-use super::{
-    Block, BlockStore, Damage, Error, Event, MAX_QUARANTINED_FILES, Reason, State, layout, lease,
-};
+use super::{Block, BlockStore, Damage, Error, Event, MAX_QUARANTINED_FILES, Reason, State, layout, lease};
 
 /// What came of retiring a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +59,10 @@ impl BlockStore {
     pub fn invalidate_every_generation(&self, name: &cachelet_protocol::ids::ObjectName) -> u32 {
         let blocks: Vec<_> = {
             let state = self.state();
-            let same = state.index.values().filter(|block| block.identity().object().name() == name);
+            let same = state
+                .index
+                .values()
+                .filter(|block| block.identity().object().name() == name);
             same.map(Arc::clone).collect()
         };
         blocks.iter().for_each(|block| self.remove(block));
