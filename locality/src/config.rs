@@ -270,6 +270,10 @@ fn number(key: &'static str, value: usize, least: usize, most: usize) -> Result<
     })
 }
 
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde asks for"
+)]
 fn as_bytes<S: serde::Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(size.as_u64())
 }
@@ -323,7 +327,7 @@ mod tests {
             ("http = \"localhost\"", "http"),
             ("log = \"no=such=filter\"", "`log`"),
             ("log_format = \"xml\"", "unknown variant `xml`"),
-            ("[http", "invalid"),
+            ("[http", "parse error"),
         ] {
             let message = parse(text).unwrap_err();
             assert!(message.contains(named), "{text}: {message}");
