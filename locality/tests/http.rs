@@ -213,6 +213,46 @@ async fn clients_that_take_their_time_are_let_go() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_read_its_answer_is_let_go() {
+    let service = Service::start(Config {
+        request_timeout: Duration::from_millis(300),
+        ..config()
+    })
+    .await;
+    let _worker = Worker::register(&service, "node-a", 1).await;
+    // 20 MB of answer: more than sockets hold.
+    let paths = vec![json!({"path": "s3a://lake/k", "size_bytes": 100 * BLOCK_BYTES}); 1_500];
+    let body = serde_json::to_vec(&json!({"paths": paths})).unwrap();
+    let head = format!(
+        "POST /v1/locations HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut client = service.connect().await;
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.write_all(&body).await.unwrap();
+    let open = async || {
+        let metrics = service.get("/metrics").await.text();
+        let connections = metrics
+            .lines()
+            .find(|line| line.starts_with("cachelet_locality_http_connections "));
+        let known = metrics.contains("blocks_total{state=\"planned\"} 150000");
+        (known, connections.unwrap().to_owned())
+    };
+    until(|| async {
+        let (answered, connections) = open().await;
+        let alone = connections.ends_with(" 1");
+        (answered && alone).then_some(()).ok_or(connections)
+    })
+    .await;
+    let answer = read_answer(client).await;
+    assert!(
+        answer.body.len() < 15_000_000,
+        "the answer was cut off: {}",
+        answer.body.len()
+    );
+}
+
+#[tokio::test]
 async fn a_client_that_goes_away_leaves_nothing_behind() {
     let service = Service::start(config()).await;
     for _ in 0..20 {

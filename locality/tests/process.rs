@@ -1,5 +1,7 @@
 //! The service's process: arguments, exit codes, the line and the file that say where it listens, signals.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
