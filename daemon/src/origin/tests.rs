@@ -5,4 +5,8 @@ mod hostile;
 mod oss_signature;
 mod routing;
 mod server;
+<<<<<<< HEAD
+=======
+mod sources;
+>>>>>>> origin
 mod wire;
