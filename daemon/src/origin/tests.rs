@@ -5,8 +5,5 @@ mod hostile;
 mod oss_signature;
 mod routing;
 mod server;
-<<<<<<< HEAD
-=======
 mod sources;
->>>>>>> origin
 mod wire;

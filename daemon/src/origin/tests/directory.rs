@@ -24,20 +24,12 @@ impl Fixture {
 
     fn seen_after(age: Duration) -> Self {
         let root = tempfile::tempdir().unwrap();
-<<<<<<< HEAD
-        let clock = Clock(Arc::new(move || SystemTime::now() + age));
-=======
         let clock = Clock::new(move || SystemTime::now() + age);
->>>>>>> origin
         let config = StoreConfig {
             root: Some(root.path().to_owned()),
             ..StoreConfig::new("data", StoreKind::File)
         };
-<<<<<<< HEAD
-        let store = build_at(&config, &clock);
-=======
         let store = build_at(&config, clock);
->>>>>>> origin
         Self { root, store }
     }
 
@@ -157,11 +149,7 @@ async fn a_change_time_in_the_future_is_not_trusted() {
     };
     let store = build_at(
         &config,
-<<<<<<< HEAD
-        &Clock(Arc::new(|| SystemTime::now() - Duration::from_hours(1))),
-=======
         Clock::new(|| SystemTime::now() - Duration::from_hours(1)),
->>>>>>> origin
     );
     assert_eq!(store.head(&object("a")).await.unwrap().generation, None);
 }

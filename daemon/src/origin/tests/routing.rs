@@ -5,20 +5,13 @@ use std::sync::Arc;
 use cachelet_protocol::ids::{BucketName, Scheme, StoreFingerprint};
 use reqsign_core::StaticEnv;
 
-<<<<<<< HEAD
-use super::super::{Clock, Error, StoreConfig, StoreKind, Stores};
-=======
 use super::super::{Clock, Error, StoreConfig, StoreKind, Stores, Surroundings};
->>>>>>> origin
 
 fn parse(toml: &str) -> StoreConfig {
     toml::from_str(toml).unwrap_or_else(|error| panic!("{error}\n{toml}"))
 }
 
 fn stores(configs: &[StoreConfig]) -> Result<Stores, Error> {
-<<<<<<< HEAD
-    Stores::build_in(configs, Arc::new(StaticEnv::default()), &Clock::system())
-=======
     let env = Arc::new(StaticEnv::default());
     Stores::build_in(
         configs,
@@ -28,7 +21,6 @@ fn stores(configs: &[StoreConfig]) -> Result<Stores, Error> {
             resolver: None,
         },
     )
->>>>>>> origin
 }
 
 fn bucket(name: &str) -> BucketName {
@@ -94,10 +86,7 @@ fn a_bad_value_is_refused_with_its_key_and_a_remedy() {
         (s3, "endpoint = \"https://u:p@s3.example.com\"", "endpoint"),
         (local, "buckets = [\"a*b\"]", "buckets"),
         (local, "buckets = [\"a/b\"]", "buckets"),
-<<<<<<< HEAD
-=======
         (local, "buckets = [\"a..b\"]", "buckets"),
->>>>>>> origin
         (local, "buckets = [\"\"]", "buckets"),
         (local, "addressing = \"virtual\"", "addressing"),
         (local, "endpoint_aliases = [\"https://x\"]", "endpoint_aliases"),

@@ -14,21 +14,14 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-<<<<<<< HEAD
-=======
 use object_store::client::{DnsFuture, DnsResolver};
->>>>>>> origin
 use reqsign_core::StaticEnv;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-<<<<<<< HEAD
-use super::super::{ByteStream, Clock, Error, RangeRequest, Store, StoreConfig, StoreKind, Stores};
-=======
 use super::super::{
     ByteStream, Clock, Error, RangeRequest, Store, StoreConfig, StoreKind, Stores, Surroundings,
 };
->>>>>>> origin
 
 /// A request as it arrived: method, path with query, headers.
 pub(super) type Seen = Request<()>;
@@ -99,28 +92,6 @@ pub(super) const SECRET: &str = "wJalrXUtnFEMI+verySecret";
 
 /// Builds one store in an environment that holds [`SECRET`] in `TEST_SECRET`.
 pub(super) fn build(config: &StoreConfig) -> Arc<Store> {
-<<<<<<< HEAD
-    build_at(config, &Clock::system())
-}
-
-pub(super) fn build_at(config: &StoreConfig, clock: &Clock) -> Arc<Store> {
-    let envs = [
-        ("TEST_SECRET".to_owned(), SECRET.to_owned()),
-        ("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned()),
-        (
-            "ALIBABA_CLOUD_ECS_METADATA_DISABLED".to_owned(),
-            "true".to_owned(),
-        ),
-    ];
-    let env = StaticEnv {
-        home_dir: None,
-        envs: envs.into(),
-    };
-    let stores = Stores::build_in(std::slice::from_ref(config), Arc::new(env), clock).unwrap();
-    Arc::clone(stores.iter().next().unwrap())
-}
-
-=======
     build_in(config, &[("TEST_SECRET", SECRET)])
 }
 
@@ -168,7 +139,6 @@ impl DnsResolver for Loopback {
     }
 }
 
->>>>>>> origin
 pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into())
         .map_err(|never| match never {})
