@@ -233,7 +233,7 @@ impl Reply<'_> {
                     );
                 }
                 Err(fill::Error::NoSpace(_) | fill::Error::Store(_)) => {
-                    self.pass_through(object, at..window_end, end).await?
+                    self.pass_through(object, at..window_end, end).await?;
                 }
                 Err(error) => return Err(Refusal::from(error).into()),
             }
@@ -273,7 +273,7 @@ impl Reply<'_> {
         let start = read.offset - blocks.start_of(index);
         let length = blocks.length_of(index, asked.generation.size_bytes);
         let end = start.saturating_add(read.length).min(length);
-        if start % PAGE_BYTES != 0 || start >= end {
+        if !start.is_multiple_of(PAGE_BYTES) || start >= end {
             let message = "a peer asks for whole pages of one block";
             return Err(Refusal::failed(Code::InvalidRequest, message).into());
         }
