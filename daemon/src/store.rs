@@ -112,6 +112,8 @@ pub enum Reason {
     Corrupt(Damage),
     /// It could not be written or brought to disk.
     WriteFailed,
+    /// Somebody else removed or replaced it.
+    Vanished,
 }
 
 /// Something happened that other parts of the daemon react to. Events come from the thread that caused them, outside
@@ -169,6 +171,8 @@ struct Inner {
     suspects: Suspects,
     descriptors: Descriptors,
     listener: Listener,
+    /// Held by the scan, so that there is one. Taken before everything else.
+    recovering: Mutex<()>,
     state: Mutex<State>,
     /// Signalled when a key is no longer busy, the scan is over, or the last page write is.
     changed: Condvar,
@@ -244,6 +248,7 @@ impl BlockStore {
             descriptors: Descriptors::new(config.max_open_files),
             next_file: AtomicU64::new((epoch.0 << 32) + 1),
             listener: Box::new(listener),
+            recovering: Mutex::new(()),
             state: Mutex::new(state),
             changed: Condvar::new(),
             _lock: held,

@@ -14,9 +14,7 @@ use cachelet_protocol::ids::{FileId, ObjectId};
 
 use super::block::{Inode, Key};
 use super::ledger::Place;
-use super::{
-    Block, BlockStore, Damage, Error, Event, MAX_QUARANTINED_FILES, Reason, Residency, State, layout, lease,
-};
+use super::{Block, BlockStore, Damage, Error, Event, MAX_QUARANTINED_FILES, Reason, State, layout, lease};
 
 /// What came of retiring a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,70 +65,30 @@ impl BlockStore {
         files.into_iter().filter_map(|file| self.prove_free(file)).sum()
     }
 
-    /// Takes a block's file out of the cache.
+    /// Takes a block's file out of the cache. For space only if no fill is in flight.
     pub(super) fn retire(&self, block: &Arc<Block>, reason: &Reason) -> Outcome {
-        let key = block.identity().key();
         if !self.begin_retirement(block, reason) {
             return Outcome::Gone;
         }
+        // Nobody leases a retired block any more: these are all.
+        let sessions = self.state().ledger.holders(block.file_id()).to_vec();
         let removed = self.remove_file(block, reason);
-        let residency = block.residency();
-        let failed = {
-            let mut state = self.state();
-            state.busy.remove(&key);
-            let failed = match removed {
-                Ok(Removed::Unlinked(file)) => {
-                    state.ledger.relocate(block.file_id(), Place::Unlinked);
-                    state.unlinked.insert(block.file_id(), file);
-                    None
+        match self.end_retirement(block, reason, removed) {
+            Ok(()) => {}
+            Err(error) => {
+                self.emit(Event::Failed(error));
+                if *reason == Reason::Space {
+                    return Outcome::Failed;
                 }
-                Ok(Removed::Quarantined(path)) => {
-                    state.ledger.relocate(block.file_id(), Place::Quarantined);
-                    state.quarantine.push_back((block.file_id(), path));
-                    None
-                }
-                Ok(Removed::NotThere) => {
-                    state.ledger.reclaim(block.file_id());
-                    None
-                }
-                Err(error) if *reason == Reason::Space => {
-                    revive(&mut state, block);
-                    Some(error)
-                }
-                Err(error) => {
-                    state.banned.insert(key);
-                    Some(error)
-                }
-            };
-            self.inner.descriptors.set_pinned(state.unlinked.len());
-            failed
-        };
-        self.inner.changed.notify_all();
-        if let Some(error) = failed {
-            self.emit(Event::Failed(error));
-            if *reason == Reason::Space {
-                return Outcome::Failed;
             }
         }
-        let sessions = {
-            let mut state = self.state();
-            if *reason == Reason::Space {
-                state.counts.evictions += 1;
-            }
-            state.ledger.holders(block.file_id()).to_vec()
-        };
         self.emit(Event::Evicted {
             file_id: block.file_id(),
             identity: block.identity().clone(),
             sessions,
             reason: reason.clone(),
         });
-        if residency != Residency::None {
-            self.emit(Event::BlockChanged {
-                identity: block.identity().clone(),
-                residency: Residency::None,
-            });
-        }
+        self.emit_residency_lost(block);
         self.trim_quarantine();
         self.prove_free(block.file_id())
             .map_or(Outcome::Held, Outcome::Freed)
@@ -263,6 +221,52 @@ impl BlockStore {
         state.dirty.remove(&block.file_id());
         state.counts.pages -= u64::from(block.pages().all().len());
         true
+    }
+
+    /// Makes the ledger and the index say what became of the file.
+    fn end_retirement(
+        &self,
+        block: &Arc<Block>,
+        reason: &Reason,
+        removed: Result<Removed, Error>,
+    ) -> Result<(), Error> {
+        let key = block.identity().key();
+        let file_id = block.file_id();
+        let result = {
+            let mut state = self.state();
+            state.busy.remove(&key);
+            let result = match removed {
+                Ok(Removed::Unlinked(file)) => {
+                    state.ledger.relocate(file_id, Place::Unlinked);
+                    state.unlinked.insert(file_id, file);
+                    Ok(())
+                }
+                Ok(Removed::Quarantined(path)) => {
+                    state.ledger.relocate(file_id, Place::Quarantined);
+                    state.quarantine.push_back((file_id, path));
+                    Ok(())
+                }
+                Ok(Removed::NotThere) => {
+                    state.ledger.reclaim(file_id);
+                    Ok(())
+                }
+                Err(error) => {
+                    if *reason == Reason::Space {
+                        revive(&mut state, block);
+                    } else {
+                        state.banned.insert(key);
+                    }
+                    Err(error)
+                }
+            };
+            if *reason == Reason::Space && result.is_ok() {
+                state.counts.evictions += 1;
+            }
+            self.inner.descriptors.set_pinned(state.unlinked.len());
+            result
+        };
+        self.inner.changed.notify_all();
+        result
     }
 
     fn remove_file(&self, block: &Arc<Block>, reason: &Reason) -> Result<Removed, Error> {

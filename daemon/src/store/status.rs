@@ -135,9 +135,9 @@ impl BlockStore {
             };
             let Some(last) = batch.last() else { return };
             after = Bound::Excluded(last.identity().key());
-            batch
-                .iter()
-                .for_each(|block| show(BlockStatus::from(block.as_ref())));
+            for block in &batch {
+                show(BlockStatus::from(block.as_ref()));
+            }
         }
     }
 }
