@@ -52,8 +52,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use cachelet_protocol::block::{BlockIndex, BlockSize};
-use cachelet_protocol::ids::{Epoch, FileId, ObjectId, SessionId};
 use cachelet_protocol::residency::Residency;
+use cachelet_protocol::ids::{Epoch, FileId, ObjectId, SessionId};
 
 use block::Key;
 use descriptors::Descriptors;
@@ -113,6 +113,8 @@ pub enum Reason {
     Corrupt(Damage),
     /// It could not be written or brought to disk.
     WriteFailed,
+    /// Somebody else removed or replaced it.
+    Vanished,
 }
 
 /// Something happened that other parts of the daemon react to. Events come from the thread that caused them, outside
@@ -170,6 +172,8 @@ struct Inner {
     suspects: Suspects,
     descriptors: Descriptors,
     listener: Listener,
+    /// Held by the scan, so that there is one. Taken before everything else.
+    recovering: Mutex<()>,
     state: Mutex<State>,
     /// Signalled when a key is no longer busy, the scan is over, or the last page write is.
     changed: Condvar,
@@ -245,6 +249,7 @@ impl BlockStore {
             descriptors: Descriptors::new(config.max_open_files),
             next_file: AtomicU64::new((epoch.0 << 32) + 1),
             listener: Box::new(listener),
+            recovering: Mutex::new(()),
             state: Mutex::new(state),
             changed: Condvar::new(),
             _lock: held,

@@ -50,7 +50,7 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use cachelet_protocol::block::{
-    BlockIndex, BlockSize, CHUNK_BYTES, CHUNKS_PER_PAGE, MAX_PAGES_PER_BLOCK, PAGE_BYTES, PageIndex, PageSet,
+    BlockIndex, BlockSize, CHUNKS_PER_PAGE, MAX_PAGES_PER_BLOCK, PAGE_BYTES, PageIndex, PageSet,
 };
 use cachelet_protocol::ids::{FileId, Generation, ObjectId, ObjectName, ObjectPath};
 use cachelet_protocol::integrity::{ChunkCrcs, PageWord, crc32c};
