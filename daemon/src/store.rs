@@ -65,7 +65,7 @@ use marker::Suspects;
 pub use admission::{FillGuard, Reservation};
 pub use block::{Block, BlockIdentity, ObjectIdentity};
 pub use error::Error;
-pub use format::{CRC_OFFSET, DATA_OFFSET, Damage};
+pub use format::{CRC_OFFSET, DATA_OFFSET, Damage, check_header, with_header_checksum};
 pub use grant::{Grant, GrantStatus};
 pub use recovery::Recovery;
 pub use status::{BlockStatus, LedgerSnapshot};
