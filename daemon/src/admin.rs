@@ -28,7 +28,7 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(2);
 pub trait Facts: Send + Sync + 'static {
     /// What keeps clients from being served; empty: nothing.
     fn problems(&self) -> Vec<String>;
-    /// The metrics as OpenMetrics text.
+    /// The metrics as `OpenMetrics` text.
     fn metrics(&self) -> String;
     /// The status as JSON.
     fn status(&self) -> serde_json::Value;
@@ -45,18 +45,25 @@ impl Admin {
     /// Serves `facts` on a bound listener, from a thread of its own.
     pub fn start(listener: TcpListener, facts: Arc<dyn Facts>) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let cancel = CancellationToken::new();
         let stop = cancel.clone();
-        let thread = std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = serve(listener, facts) => {}
-                }
-            });
-        })?;
-        Ok(Self { cancel, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("admin".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = serve(listener, facts) => {}
+                    }
+                });
+            })?;
+        Ok(Self {
+            cancel,
+            thread: Some(thread),
+        })
     }
 }
 
@@ -109,21 +116,31 @@ fn route<B>(request: &Request<B>, facts: &dyn Facts) -> Response<Full<Bytes>> {
             problems if problems.is_empty() => reply(StatusCode::OK, TEXT, "ready\n"),
             problems => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, problems.join("\n") + "\n"),
         },
-        (&Method::GET, "/metrics") => {
-            reply(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", facts.metrics())
-        }
+        (&Method::GET, "/metrics") => reply(
+            StatusCode::OK,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            facts.metrics(),
+        ),
         (&Method::GET, "/status") => reply(StatusCode::OK, JSON, format!("{:#}\n", facts.status())),
-        (_, "/healthz" | "/readyz" | "/metrics" | "/status") => {
-            reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET is answered here\n")
-        }
-        _ => reply(StatusCode::NOT_FOUND, TEXT, "known are /healthz, /readyz, /metrics and /status\n"),
+        (_, "/healthz" | "/readyz" | "/metrics" | "/status") => reply(
+            StatusCode::METHOD_NOT_ALLOWED,
+            TEXT,
+            "only GET is answered here\n",
+        ),
+        _ => reply(
+            StatusCode::NOT_FOUND,
+            TEXT,
+            "known are /healthz, /readyz, /metrics and /status\n",
+        ),
     }
 }
 
 fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -151,7 +168,11 @@ mod tests {
 
     fn get(address: std::net::SocketAddr, request: &str) -> String {
         let mut stream = TcpStream::connect(address).unwrap();
-        write!(stream, "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        write!(
+            stream,
+            "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
@@ -164,10 +185,20 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let _admin = Admin::start(listener, facts.clone()).unwrap();
         assert!(get(address, "GET /readyz").starts_with("HTTP/1.1 200"));
-        facts.0.lock().unwrap().push("the socket does not accept yet".to_owned());
+        facts
+            .0
+            .lock()
+            .unwrap()
+            .push("the socket does not accept yet".to_owned());
         let answer = get(address, "GET /readyz");
-        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("the socket does not accept yet"), "{answer}");
-        assert!(get(address, "GET /healthz").starts_with("HTTP/1.1 200"), "alive though not ready");
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && answer.contains("the socket does not accept yet"),
+            "{answer}"
+        );
+        assert!(
+            get(address, "GET /healthz").starts_with("HTTP/1.1 200"),
+            "alive though not ready"
+        );
         assert!(get(address, "GET /status").contains("\"node\": \"n\""));
         assert!(get(address, "POST /status").starts_with("HTTP/1.1 405"));
         assert!(get(address, "GET /nothing").starts_with("HTTP/1.1 404"));

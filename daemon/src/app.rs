@@ -102,8 +102,16 @@ impl App {
     pub fn build(config: Config, environment: Environment<'_>) -> Result<Self, BuildError> {
         let identity = config.identity(environment)?;
         let admin = bind("admin.listen", config.admin.listen)?;
-        let remote = config.remote.as_ref().map(|remote| bind("remote.listen", remote.listen)).transpose()?;
-        let secret = config.remote.as_ref().map(|remote| read_secret(&remote.secret_file)).transpose()?;
+        let remote = config
+            .remote
+            .as_ref()
+            .map(|remote| bind("remote.listen", remote.listen))
+            .transpose()?;
+        let secret = config
+            .remote
+            .as_ref()
+            .map(|remote| read_secret(&remote.secret_file))
+            .transpose()?;
         let stores = Stores::build(&config.stores)?;
         let (metrics, registry) = Metrics::new();
 
@@ -112,7 +120,6 @@ impl App {
             // Fails only when the daemon is gone.
             let _ = event_sender.send(event);
         })?;
-        let store = Arc::new(store);
 
         let peers = match (&config.locality, &config.remote, &secret) {
             (Some(locality), Some(remote), Some(secret)) => Some(Peers::new(
@@ -124,7 +131,7 @@ impl App {
             )),
             _ => None,
         };
-        let filler = Filler::new(Arc::clone(&store), peers, &config.fill, metrics.clone());
+        let filler = Filler::new(store.clone(), peers, &config.fill, metrics.clone());
         let socket = LocalSocket::bind(&config.local.socket_dir, identity.uuid, config.local.socket_group)?;
 
         let limits = Limits {
@@ -141,7 +148,11 @@ impl App {
             metrics,
             sessions: SessionTable::default(),
             limits,
-            service_address: config.locality.as_ref().map(|locality| locality.http.clone()).unwrap_or_default(),
+            service_address: config
+                .locality
+                .as_ref()
+                .map(|locality| locality.http.clone())
+                .unwrap_or_default(),
             secret,
             draining: AtomicBool::new(false),
         });
@@ -155,9 +166,21 @@ impl App {
         });
         let reporter = config.locality.as_ref().map(|locality| {
             let source = Arc::clone(&facts);
-            (Reporter::new(registration, Arc::new(move || source.heartbeat())), locality.service.clone())
+            (
+                Reporter::new(registration, Arc::new(move || source.heartbeat())),
+                locality.service.clone(),
+            )
         });
-        Ok(Self { config, context, facts, socket, admin, remote, events, reporter })
+        Ok(Self {
+            config,
+            context,
+            facts,
+            socket,
+            admin,
+            remote,
+            events,
+            reporter,
+        })
     }
 
     /// Where the daemon can be reached.
@@ -172,20 +195,38 @@ impl App {
 
     /// Serves until `shutdown`, then drains: requests end, the cache is closed cleanly.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
-        let Self { config, context, facts, mut socket, admin, remote, events, reporter } = self;
+        let Self {
+            config,
+            context,
+            facts,
+            mut socket,
+            admin,
+            remote,
+            events,
+            reporter,
+        } = self;
         let _admin = Admin::start(admin, Arc::clone(&facts) as Arc<dyn Facts>)?;
         let background = CancellationToken::new();
         let tasks = tokio_util::task::TaskTracker::new();
 
         let (evicted_sender, evicted) = mpsc::unbounded_channel();
         let reporting = reporter.as_ref().map(|(reporter, _)| reporter.clone());
-        tasks.spawn(distribute(events, reporting.clone(), context.metrics.clone(), evicted_sender, background.clone()));
+        tasks.spawn(distribute(
+            events,
+            context.store.clone(),
+            reporting.clone(),
+            context.metrics.clone(),
+            evicted_sender,
+            background.clone(),
+        ));
         if let Some((reporter, service)) = reporter {
             tasks.spawn(reporter.run(service, background.clone()));
         }
         tasks.spawn(maintain(Arc::clone(&context), background.clone()));
-        let recovering = Arc::clone(&context.store);
-        let recovery = tokio::task::spawn_blocking(move || recovering.recover());
+        let recovering = context.store.clone();
+        let recovery = tokio::task::spawn_blocking(
+            move || info!(found = ?recovering.recover(), "the cache directory is accounted for"),
+        );
 
         let server = Arc::new(Server::new(Arc::clone(&context)));
         let listener = socket.take_listener().expect("the listener is taken once");
@@ -224,10 +265,12 @@ impl App {
         tasks.close();
         tasks.wait().await;
         dropping.abort();
-        let store = Arc::clone(&context.store);
+        let store = context.store.clone();
         match tokio::task::spawn_blocking(move || store.close_clean()).await {
             Ok(Ok(())) => info!("stopped; the cache is closed cleanly"),
-            Ok(Err(error)) => warn!(%error, "the cache could not be closed cleanly; it will be verified at the next start"),
+            Ok(Err(error)) => {
+                warn!(%error, "the cache could not be closed cleanly; it will be verified at the next start");
+            }
             Err(error) => warn!(%error, "closing the cache failed; it will be verified at the next start"),
         }
         Ok(())
@@ -244,7 +287,9 @@ fn store_config(config: &Config) -> store::Config {
         },
         quota_bytes: config.cache.quota.as_u64(),
         min_free_percent: config.min_free_percent(),
-        block_size: config.block_size().expect("checked when the configuration was loaded"),
+        block_size: config
+            .block_size()
+            .expect("checked when the configuration was loaded"),
         max_open_files: config.cache.max_open_files,
     }
 }
@@ -254,16 +299,26 @@ fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BuildErro
 }
 
 fn read_secret(path: &std::path::Path) -> Result<String, BuildError> {
-    let refused = |reason: String| BuildError::Secret { path: path.to_owned(), reason };
+    let refused = |reason: String| BuildError::Secret {
+        path: path.to_owned(),
+        reason,
+    };
     let text = std::fs::read_to_string(path).map_err(|error| refused(format!("cannot read it: {error}")))?;
     let secret = text.trim();
     if secret.len() < 16 {
-        return Err(refused("the secret has fewer than 16 characters; make a longer one".to_owned()));
+        return Err(refused(
+            "the secret has fewer than 16 characters; make a longer one".to_owned(),
+        ));
     }
     Ok(secret.to_owned())
 }
 
-fn registration(config: &Config, context: &Context, admin: &TcpListener, remote: Option<&TcpListener>) -> grpc::Register {
+fn registration(
+    config: &Config,
+    context: &Context,
+    admin: &TcpListener,
+    remote: Option<&TcpListener>,
+) -> grpc::Register {
     let identity = &context.identity;
     let reachable = |listener: &TcpListener| {
         listener
@@ -306,7 +361,11 @@ fn registration(config: &Config, context: &Context, admin: &TcpListener, remote:
 
 /// An IPv6 address needs brackets before a port.
 fn bracketed(ip: &str) -> String {
-    if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() }
+    if ip.contains(':') {
+        format!("[{ip}]")
+    } else {
+        ip.to_owned()
+    }
 }
 
 /// Says early what reads would run into. No reason not to start: cached bytes are served while an origin is away.
@@ -321,6 +380,7 @@ async fn check_stores(stores: &Stores) {
 /// Tells the other parts what happened in the store.
 async fn distribute(
     mut events: mpsc::UnboundedReceiver<Event>,
+    store: BlockStore,
     reporter: Option<Reporter>,
     metrics: Metrics,
     evicted: mpsc::UnboundedSender<(FileId, Vec<SessionId>)>,
@@ -333,20 +393,31 @@ async fn distribute(
         };
         match event {
             None => return,
-            Some(Event::BlockChanged { identity, residency }) => {
+            Some(Event::BlockChanged { identity, .. }) => {
                 if let Some(reporter) = &reporter {
+                    // Events of one block may overtake each other: the store knows what holds now.
+                    let residency = store
+                        .peek(&identity)
+                        .map(|block| block.residency())
+                        .unwrap_or_default();
                     let object = identity.object();
                     reporter.block_changed(object.name(), object.generation(), identity.index(), residency);
                 }
             }
-            Some(Event::Evicted { file_id, sessions }) => {
+            Some(Event::Evicted {
+                file_id, sessions, ..
+            }) => {
                 metrics.evictions.inc();
                 if !sessions.is_empty() {
                     let _ = evicted.send((file_id, sessions));
                 }
             }
-            Some(Event::Corrupt { .. }) => {
+            Some(Event::Corrupt { path, damage, .. }) => {
                 metrics.quarantined_files.inc();
+                warn!(path = %path.display(), %damage, "a damaged block file was set aside; its block is fetched again");
+            }
+            Some(Event::Failed(error)) => {
+                warn!(%error, "the cache directory failed; what was lost is fetched again");
             }
         }
     }
@@ -357,11 +428,12 @@ async fn maintain(context: Arc<Context>, cancel: CancellationToken) {
     let mut reclaim = tokio::time::interval(RECLAIM_EVERY);
     let mut sync = tokio::time::interval(SYNC_EVERY);
     loop {
-        let store = Arc::clone(&context.store);
+        let store = context.store.clone();
         let worked = tokio::select! {
             () = cancel.cancelled() => return,
-            _ = reclaim.tick() => tokio::task::spawn_blocking(move || { store.reclaim(); }).await,
-            _ = sync.tick() => tokio::task::spawn_blocking(move || store.sync_dirty()).await,
+            _ = reclaim.tick() => tokio::task::spawn_blocking(move || _ = store.reclaim()).await,
+            // What fails is reported as an event, too.
+            _ = sync.tick() => tokio::task::spawn_blocking(move || _ = store.sync_dirty()).await,
         };
         if let Err(error) = worked {
             warn!(%error, "upkeep of the cache directory failed; it is tried again");
@@ -383,16 +455,20 @@ impl Status {
     fn heartbeat(&self) -> grpc::Heartbeat {
         let context = &self.context;
         let ledger = context.store.ledger();
-        let state =
-            if context.is_draining() { grpc::WorkerState::Draining } else { grpc::WorkerState::Ready };
+        let state = if context.is_draining() {
+            grpc::WorkerState::Draining
+        } else {
+            grpc::WorkerState::Ready
+        };
         grpc::Heartbeat {
             state: state.into(),
-            capacity_bytes: ledger.quota,
-            used_bytes: ledger.committed + ledger.reserved,
-            unlinked_held_bytes: ledger.unlinked_held,
+            capacity_bytes: ledger.quota_bytes,
+            used_bytes: ledger.committed_bytes + ledger.reserved_bytes,
+            unlinked_held_bytes: ledger.unlinked_held_bytes,
             sessions: context.sessions.len() as u32,
             blocks: ledger.blocks,
-            local_bytes: context.metrics.read_so_far(ReadPath::Local) + context.metrics.read_so_far(ReadPath::Inline),
+            local_bytes: context.metrics.read_so_far(ReadPath::Local)
+                + context.metrics.read_so_far(ReadPath::Inline),
             peer_bytes: context.metrics.filled_so_far(Source::Peer),
             origin_bytes: context.metrics.filled_so_far(Source::Origin),
             grants_enabled: !matches!(context.store.grants(), store::GrantStatus::Disabled { .. }),
@@ -402,12 +478,15 @@ impl Status {
     fn refresh_gauges(&self) {
         let (metrics, ledger) = (&self.context.metrics, self.context.store.ledger());
         for (state, bytes) in [
-            (CacheState::Committed, ledger.committed),
-            (CacheState::Reserved, ledger.reserved),
-            (CacheState::UnlinkedHeld, ledger.unlinked_held),
-            (CacheState::Quarantined, ledger.quarantined),
+            (CacheState::Committed, ledger.committed_bytes),
+            (CacheState::Reserved, ledger.reserved_bytes),
+            (CacheState::UnlinkedHeld, ledger.unlinked_held_bytes),
+            (CacheState::Quarantined, ledger.quarantined_bytes),
         ] {
-            metrics.cache_bytes.get_or_create(&CacheLabels { state }).set(bytes);
+            metrics
+                .cache_bytes
+                .get_or_create(&CacheLabels { state })
+                .set(bytes);
         }
         metrics.blocks.set(ledger.blocks);
         metrics.sessions.set(self.context.sessions.len() as i64);
@@ -437,10 +516,16 @@ impl Facts for Status {
 
     fn status(&self) -> serde_json::Value {
         let (context, ledger) = (&self.context, self.context.store.ledger());
-        let Identity { node, uuid, pod_ip, host_ip, zone } = &context.identity;
+        let Identity {
+            node,
+            uuid,
+            pod_ip,
+            host_ip,
+            zone,
+        } = &context.identity;
         let (grants, reason) = match context.store.grants() {
             store::GrantStatus::Enabled => ("enabled", None),
-            store::GrantStatus::Unprotected => ("unprotected", None),
+            store::GrantStatus::EnabledUnprotected => ("unprotected", None),
             store::GrantStatus::Disabled { reason } => ("disabled", Some(reason.clone())),
         };
         json!({
@@ -456,11 +541,11 @@ impl Facts for Status {
             "data_address": self.registration.data_address,
             "grants": { "status": grants, "reason": reason },
             "cache": {
-                "quota_bytes": ledger.quota,
-                "committed_bytes": ledger.committed,
-                "reserved_bytes": ledger.reserved,
-                "unlinked_held_bytes": ledger.unlinked_held,
-                "quarantined_bytes": ledger.quarantined,
+                "quota_bytes": ledger.quota_bytes,
+                "committed_bytes": ledger.committed_bytes,
+                "reserved_bytes": ledger.reserved_bytes,
+                "unlinked_held_bytes": ledger.unlinked_held_bytes,
+                "quarantined_bytes": ledger.quarantined_bytes,
                 "blocks": ledger.blocks,
                 "block_bytes": context.store.block_size().bytes(),
                 "page_bytes": PAGE_BYTES,

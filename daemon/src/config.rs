@@ -147,7 +147,10 @@ pub struct AdminConfig {
 
 impl Default for AdminConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7002)), drain_timeout: Duration::from_secs(20) }
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7002)),
+            drain_timeout: Duration::from_secs(20),
+        }
     }
 }
 
@@ -180,7 +183,12 @@ pub struct FillConfig {
 
 impl Default for FillConfig {
     fn default() -> Self {
-        Self { max_request: ByteSize::mib(8), memory: ByteSize::mib(64), timeout: Duration::from_secs(60), attempts: 3 }
+        Self {
+            max_request: ByteSize::mib(8),
+            memory: ByteSize::mib(64),
+            timeout: Duration::from_secs(60),
+            attempts: 3,
+        }
     }
 }
 
@@ -264,46 +272,72 @@ pub struct Identity {
 impl Config {
     /// Reads and checks a configuration file.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        Self::parse(path, &text)
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::from_text(path, &text)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, Error> {
-        let config: Self = toml::from_str(text)
-            .map_err(|error| Error::Parse { path: path.to_owned(), message: error.to_string().trim().to_owned() })?;
+    fn from_text(path: &Path, text: &str) -> Result<Self, Error> {
+        let config: Self = toml::from_str(text).map_err(|error| Error::Parse {
+            path: path.to_owned(),
+            message: error.to_string().trim().to_owned(),
+        })?;
         config.validate()?;
         Ok(config)
     }
 
     fn validate(&self) -> Result<(), Error> {
         let invalid = |key, value: &dyn std::fmt::Display, reason: String| {
-            Err(Error::Invalid { key, value: value.to_string(), reason })
+            Err(Error::Invalid {
+                key,
+                value: value.to_string(),
+                reason,
+            })
         };
         if let Err(error) = self.block_size() {
             return invalid("cache.block_size", &self.cache.block_size, error.to_string());
         }
         let least = self.cache.block_size.as_u64().saturating_mul(2).max(16 << 20);
         if self.cache.quota.as_u64() < least {
-            let reason = format!("too small for two blocks; at least {} is needed", ByteSize::b(least));
+            let reason = format!(
+                "too small for two blocks; at least {} is needed",
+                ByteSize::b(least)
+            );
             return invalid("cache.quota", &self.cache.quota, reason);
         }
         if self.min_free_percent() > 95 {
             let reason = "more than 95 % free leaves no room for a cache".to_owned();
             return invalid("cache.min_free_percent", &self.min_free_percent(), reason);
         }
-        if self.cache.grants == Grants::Required && self.cache.read_only_path.as_ref() == Some(&self.cache.directory) {
-            let reason = "is the same path as cache.directory; mount the directory a second time, read-only".to_owned();
+        if self.cache.grants == Grants::Required
+            && self.cache.read_only_path.as_ref() == Some(&self.cache.directory)
+        {
+            let reason = "is the same path as cache.directory; mount the directory a second time, read-only"
+                .to_owned();
             return invalid("cache.read_only_path", &self.cache.directory.display(), reason);
         }
         if !(1..=100).contains(&self.local.max_held_percent) {
-            return invalid("local.max_held_percent", &self.local.max_held_percent, "expected 1 to 100".to_owned());
+            return invalid(
+                "local.max_held_percent",
+                &self.local.max_held_percent,
+                "expected 1 to 100".to_owned(),
+            );
         }
         if self.local.inline_size.as_u64() > 1 << 20 {
-            return invalid("local.inline_size", &self.local.inline_size, "at most 1 MiB (one page)".to_owned());
+            return invalid(
+                "local.inline_size",
+                &self.local.inline_size,
+                "at most 1 MiB (one page)".to_owned(),
+            );
         }
         if self.fill.max_request.as_u64() < 1 << 20 {
-            return invalid("fill.max_request", &self.fill.max_request, "at least 1 MiB (one page)".to_owned());
+            return invalid(
+                "fill.max_request",
+                &self.fill.max_request,
+                "at least 1 MiB (one page)".to_owned(),
+            );
         }
         if self.fill.memory < self.fill.max_request {
             let reason = format!("smaller than fill.max_request ({})", self.fill.max_request);
@@ -335,16 +369,24 @@ impl Config {
 
     /// The share of the file system that stays free, in percent.
     pub fn min_free_percent(&self) -> u8 {
-        self.cache.min_free_percent.unwrap_or(if self.cache.dedicated { 5 } else { 20 })
+        self.cache
+            .min_free_percent
+            .unwrap_or(if self.cache.dedicated { 5 } else { 20 })
     }
 
     /// Who this worker is: the file's values, else the downward API's, else the machine's.
     pub fn identity(&self, environment: Environment<'_>) -> Result<Identity, Error> {
         let fact = |value: &Option<String>, name: &str| {
-            value.clone().or_else(|| environment(name)).filter(|value| !value.is_empty())
+            value
+                .clone()
+                .or_else(|| environment(name))
+                .filter(|value| !value.is_empty())
         };
         let node = fact(&self.worker.node_name, "NODE_NAME").unwrap_or_else(|| {
-            nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".into())
+            nix::unistd::gethostname()
+                .ok()
+                .and_then(|name| name.into_string().ok())
+                .unwrap_or_else(|| "localhost".into())
         });
         let node = NodeName::new(node.clone()).map_err(|error| Error::Invalid {
             key: "worker.node_name",
@@ -352,11 +394,14 @@ impl Config {
             reason: error.reason.to_owned(),
         })?;
         let uuid = match fact(&self.worker.uuid, "WORKER_UUID") {
-            Some(text) => text.parse().map_err(|error: cachelet_protocol::ids::InvalidId| Error::Invalid {
-                key: "worker.uuid",
-                value: text,
-                reason: error.reason.to_owned(),
-            })?,
+            Some(text) => {
+                text.parse()
+                    .map_err(|error: cachelet_protocol::ids::InvalidId| Error::Invalid {
+                        key: "worker.uuid",
+                        value: text,
+                        reason: error.reason.to_owned(),
+                    })?
+            }
             None => WorkerUuid::from_bytes(*uuid::Uuid::new_v4().as_bytes()),
         };
         Ok(Identity {
@@ -366,6 +411,15 @@ impl Config {
             host_ip: fact(&self.worker.host_ip, "HOST_IP").unwrap_or_default(),
             zone: fact(&self.worker.zone, "ZONE").unwrap_or_default(),
         })
+    }
+}
+
+impl std::str::FromStr for Config {
+    type Err = Error;
+
+    /// A configuration that is in no file.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::from_text(Path::new("(text)"), text)
     }
 }
 
@@ -385,7 +439,7 @@ mod tests {
     "#;
 
     fn parse(text: &str) -> Result<Config, Error> {
-        Config::parse(Path::new("test.toml"), text)
+        Config::from_text(Path::new("test.toml"), text)
     }
 
     #[test]
@@ -407,20 +461,42 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_by_name() {
-        let error = parse(&format!("{MINIMAL}\n[fill]\nmemroy = \"1GiB\"")).unwrap_err().to_string();
+        let error = parse(&format!("{MINIMAL}\n[fill]\nmemroy = \"1GiB\""))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("memroy") && error.contains("test.toml"), "{error}");
     }
 
     #[test]
     fn values_that_cannot_be_meant_are_refused_with_key_and_remedy() {
         for (from, to, key) in [
-            ("directory = ", "block_size = \"3MiB\"\n directory = ", "cache.block_size"),
+            (
+                "directory = ",
+                "block_size = \"3MiB\"\n directory = ",
+                "cache.block_size",
+            ),
             ("directory = ", "quota = \"1MiB\"\n directory = ", "cache.quota"),
-            ("directory = ", "min_free_percent = 99\n directory = ", "cache.min_free_percent"),
-            ("directory = ", "read_only_path = \"/var/lib/cachelet\"\n directory = ", "cache.read_only_path"),
-            ("socket_dir", "max_held_percent = 0\n socket_dir", "local.max_held_percent"),
+            (
+                "directory = ",
+                "min_free_percent = 99\n directory = ",
+                "cache.min_free_percent",
+            ),
+            (
+                "directory = ",
+                "read_only_path = \"/var/lib/cachelet\"\n directory = ",
+                "cache.read_only_path",
+            ),
+            (
+                "socket_dir",
+                "max_held_percent = 0\n socket_dir",
+                "local.max_held_percent",
+            ),
             ("[local]", "[fill]\nattempts = 0\n[local]", "fill.attempts"),
-            ("[local]", "[locality]\nservice = \"cachelet:1\"\n[local]", "locality.service"),
+            (
+                "[local]",
+                "[locality]\nservice = \"cachelet:1\"\n[local]",
+                "locality.service",
+            ),
         ] {
             let error = parse(&MINIMAL.replacen(from, to, 1)).unwrap_err().to_string();
             assert!(error.starts_with(key), "{key}: {error}");
@@ -438,18 +514,30 @@ mod tests {
         };
         let mut config = parse(MINIMAL).unwrap();
         let identity = config.identity(&environment).unwrap();
-        assert_eq!((identity.node.as_str(), identity.pod_ip.as_str()), ("node-7", "10.0.0.7"));
+        assert_eq!(
+            (identity.node.as_str(), identity.pod_ip.as_str()),
+            ("node-7", "10.0.0.7")
+        );
         assert_eq!(identity.uuid.to_string(), uuid);
         config.worker.node_name = Some("other".to_owned());
         assert_eq!(config.identity(&environment).unwrap().node.as_str(), "other");
         config.worker.uuid = Some("nonsense".to_owned());
-        assert!(config.identity(&environment).unwrap_err().to_string().starts_with("worker.uuid = nonsense"));
+        assert!(
+            config
+                .identity(&environment)
+                .unwrap_err()
+                .to_string()
+                .starts_with("worker.uuid = nonsense")
+        );
     }
 
     #[test]
     fn outside_kubernetes_the_host_and_a_new_uuid_name_the_worker() {
         let config = parse(MINIMAL).unwrap();
-        let (first, second) = (config.identity(&|_| None).unwrap(), config.identity(&|_| None).unwrap());
+        let (first, second) = (
+            config.identity(&|_| None).unwrap(),
+            config.identity(&|_| None).unwrap(),
+        );
         assert_eq!(first.node, second.node);
         assert_ne!(first.uuid, second.uuid);
     }

@@ -105,7 +105,12 @@ pub(crate) struct FrameReader {
 
 impl FrameReader {
     pub(crate) fn new(stream: Arc<Stream>) -> Self {
-        Self { stream, buffer: vec![0; READ_BUFFER_BYTES], filled: 0, begun: None }
+        Self {
+            stream,
+            buffer: vec![0; READ_BUFFER_BYTES],
+            filled: 0,
+            begun: None,
+        }
     }
 
     /// The next frame; `None` when the other side has closed between two frames.
@@ -168,7 +173,10 @@ pub(crate) struct FrameWriter {
 
 impl FrameWriter {
     pub(crate) fn new(stream: Arc<Stream>) -> Self {
-        Self { stream, turn: Mutex::new(()) }
+        Self {
+            stream,
+            turn: Mutex::new(()),
+        }
     }
 
     pub(crate) fn stream(&self) -> &Stream {
@@ -213,7 +221,7 @@ impl FrameWriter {
                 match nix::sys::socket::send(
                     stream.as_fd().as_raw_fd(),
                     &head[sent..],
-                    nix::sys::socket::MsgFlags::MSG_NOSIGNAL | nix::sys::socket::MsgFlags::MSG_MORE,
+                    nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
                 ) {
                     Ok(count) => sent += count,
                     Err(errno) => wait_if_full(&stream, errno)?,
@@ -222,7 +230,12 @@ impl FrameWriter {
             let mut position = i64::try_from(offset).map_err(io::Error::other)?;
             let mut left = length;
             while left > 0 {
-                match sendfile64(stream.as_fd(), (*file).as_fd(), Some(&mut position), left as usize) {
+                match sendfile64(
+                    stream.as_fd(),
+                    (*file).as_fd(),
+                    Some(&mut position),
+                    left as usize,
+                ) {
                     Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
                     Ok(count) => left -= count as u64,
                     Err(errno) => wait_if_full(&stream, errno)?,
@@ -230,7 +243,9 @@ impl FrameWriter {
             }
             Ok(())
         };
-        tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(io::Error::other)?
     }
 
     async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
@@ -252,7 +267,11 @@ fn wait_if_full(stream: &Stream, errno: nix::errno::Errno) -> io::Result<()> {
         nix::errno::Errno::EAGAIN => {
             let mut poll_fd = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
             let deadline = PollTimeout::try_from(WRITE_DEADLINE).map_err(io::Error::other)?;
-            if poll(&mut poll_fd, deadline)? == 0 { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+            if poll(&mut poll_fd, deadline)? == 0 {
+                Err(io::ErrorKind::TimedOut.into())
+            } else {
+                Ok(())
+            }
         }
         nix::errno::Errno::EINTR => Ok(()),
         other => Err(other.into()),
@@ -263,12 +282,15 @@ fn wait_if_full(stream: &Stream, errno: nix::errno::Errno) -> io::Result<()> {
 mod tests {
     use super::*;
     use cachelet_protocol::wire::{Ack, encode};
-    use std::io::Write;
+    use std::io::{Read, Write};
 
     fn pair() -> (std::os::unix::net::UnixStream, Arc<Stream>) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        (ours, Arc::new(Stream::Unix(UnixStream::from_std(theirs).unwrap())))
+        (
+            ours,
+            Arc::new(Stream::Unix(UnixStream::from_std(theirs).unwrap())),
+        )
     }
 
     #[tokio::test]
@@ -293,15 +315,31 @@ mod tests {
     #[tokio::test]
     async fn a_frame_that_claims_too_much_is_refused_before_it_is_read() {
         let (mut sender, stream) = pair();
-        sender.write_all(&FrameHeader { length: u32::MAX, kind: 2, flags: 0, request: 1 }.to_bytes()).unwrap();
-        assert!(matches!(FrameReader::new(stream).next().await, Err(ReadError::Frame(_))));
+        sender
+            .write_all(
+                &FrameHeader {
+                    length: u32::MAX,
+                    kind: 2,
+                    flags: 0,
+                    request: 1,
+                }
+                .to_bytes(),
+            )
+            .unwrap();
+        assert!(matches!(
+            FrameReader::new(stream).next().await,
+            Err(ReadError::Frame(_))
+        ));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_frame_that_never_ends_is_given_up() {
         let (mut sender, stream) = pair();
         sender.write_all(&[1]).unwrap();
-        assert!(matches!(FrameReader::new(stream).next().await, Err(ReadError::Stalled)));
+        assert!(matches!(
+            FrameReader::new(stream).next().await,
+            Err(ReadError::Stalled)
+        ));
     }
 
     #[tokio::test(start_paused = true)]
@@ -322,16 +360,21 @@ mod tests {
     async fn a_file_range_arrives_behind_its_head() {
         let (mut receiver, stream) = pair();
         let file: std::fs::File =
-            nix::sys::memfd::memfd_create(c"send-file", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap().into();
+            nix::sys::memfd::memfd_create(c"send-file", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
+                .unwrap()
+                .into();
         let content: Vec<u8> = (0..3_000_000_u32).map(|at| at as u8).collect();
         (&file).write_all(&content).unwrap();
         let receiving = std::thread::spawn(move || {
             let mut all = vec![0; 4 + 2_000_000];
-            std::io::Read::read_exact(&mut receiver, &mut all).unwrap();
+            receiver.read_exact(&mut all).unwrap();
             all
         });
         let writer = Arc::new(FrameWriter::new(stream));
-        writer.send_file(b"head".to_vec(), Arc::new(file), 500_000, 2_000_000).await.unwrap();
+        writer
+            .send_file(b"head".to_vec(), Arc::new(file), 500_000, 2_000_000)
+            .await
+            .unwrap();
         let all = receiving.join().unwrap();
         assert_eq!(&all[..4], b"head");
         assert!(all[4..] == content[500_000..2_500_000]);

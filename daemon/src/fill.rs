@@ -9,20 +9,20 @@ mod flight;
 mod peer;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cachelet_protocol::block::{BlockIndex, PAGE_BYTES, PageSet};
 use cachelet_protocol::ids::{FileId, Generation, ObjectId, ObjectName, PathId};
-use cachelet_protocol::wire::Code;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::FillConfig;
 use crate::metrics::Metrics;
-use crate::origin::{self, Store};
-use crate::store::{self, Block, BlockIdentity, BlockStore, FillGuard};
+use crate::origin::{self, RangeRequest, Store};
+use crate::store::{self, Block, BlockIdentity, BlockStore, FillGuard, ObjectIdentity};
 
 pub use peer::Peers;
 
@@ -37,28 +37,58 @@ const RESTARTS: u32 = 4;
 pub struct OpenObject {
     /// The store it is in.
     pub store: Arc<Store>,
-    /// Its name.
-    pub name: ObjectName,
-    /// The generation that was opened.
-    pub generation: Generation,
     /// Selects the GET on versioned buckets.
     pub version_id: Option<String>,
-    /// What its blocks are filed under.
-    pub object_id: ObjectId,
     /// What the location index knows it by.
     pub path_id: PathId,
+    identity: Arc<ObjectIdentity>,
 }
 
 impl OpenObject {
     /// Opens a generation of an object in `store`.
-    pub fn new(store: Arc<Store>, name: ObjectName, generation: Generation, version_id: Option<String>) -> Self {
-        let (object_id, path_id) = (name.object_id(&generation), name.path_id());
-        Self { store, name, generation, version_id, object_id, path_id }
+    pub fn new(
+        store: Arc<Store>,
+        name: ObjectName,
+        generation: Generation,
+        version_id: Option<String>,
+    ) -> Self {
+        let path_id = name.path_id();
+        Self {
+            store,
+            version_id,
+            path_id,
+            identity: Arc::new(ObjectIdentity::new(name, generation)),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &ObjectName {
+        self.identity.name()
+    }
+
+    /// The generation that was opened.
+    pub fn generation(&self) -> &Generation {
+        self.identity.generation()
+    }
+
+    /// What its blocks are filed under.
+    pub fn object_id(&self) -> ObjectId {
+        self.identity.id()
     }
 
     /// The identity of one of its blocks.
     pub fn block(&self, index: BlockIndex) -> BlockIdentity {
-        BlockIdentity::new(self.name.clone(), self.generation.clone(), index)
+        BlockIdentity::new(Arc::clone(&self.identity), index)
+    }
+
+    /// A ranged GET of this generation.
+    pub fn range(&self, range: Range<u64>) -> RangeRequest {
+        RangeRequest {
+            path: self.name().path.clone(),
+            generation: self.generation().clone(),
+            version_id: self.version_id.clone(),
+            range,
+        }
     }
 }
 
@@ -82,17 +112,6 @@ pub enum Error {
     Stopping,
 }
 
-impl Error {
-    /// The code that a client gets for it.
-    pub fn code(&self) -> Code {
-        match self {
-            Self::Origin(error) => error.code(),
-            Self::Deadline(_) => Code::DeadlineExceeded,
-            Self::NoSpace(_) | Self::Store(_) | Self::Stopping => Code::Internal,
-        }
-    }
-}
-
 /// A block whose wanted pages are present, kept from eviction as long as this lives.
 #[derive(Debug)]
 pub struct Filled {
@@ -109,7 +128,7 @@ pub struct Filler {
 
 #[derive(Debug)]
 struct Shared {
-    store: Arc<BlockStore>,
+    store: BlockStore,
     fetcher: Fetcher,
     flights: Mutex<HashMap<FileId, Vec<Arc<Flight>>>>,
     max_request_pages: u32,
@@ -120,11 +139,11 @@ struct Shared {
 
 impl Filler {
     /// Fills blocks of `store`, asking `peers` before the origin.
-    pub fn new(store: Arc<BlockStore>, peers: Option<Peers>, config: &FillConfig, metrics: Metrics) -> Self {
+    pub fn new(store: BlockStore, peers: Option<Peers>, config: &FillConfig, metrics: Metrics) -> Self {
         let memory_pages = (config.memory.as_u64() / PAGE_BYTES).max(1) as usize;
         let shared = Shared {
             fetcher: Fetcher {
-                store: Arc::clone(&store),
+                store: store.clone(),
                 peers,
                 metrics,
                 memory: Arc::new(Semaphore::new(memory_pages)),
@@ -137,13 +156,20 @@ impl Filler {
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         };
-        Self { shared: Arc::new(shared) }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Waits until `wanted` pages of a block are present and verified, fetching what is missing.
     ///
     /// Cancel-safe: fetches that were begun go on for whoever else wants them.
-    pub async fn demand(&self, object: &Arc<OpenObject>, index: BlockIndex, wanted: PageSet) -> Result<Filled, Error> {
+    pub async fn demand(
+        &self,
+        object: &Arc<OpenObject>,
+        index: BlockIndex,
+        wanted: PageSet,
+    ) -> Result<Filled, Error> {
         let timeout = self.shared.timeout;
         tokio::time::timeout(timeout, self.land(object, index, wanted))
             .await
@@ -151,10 +177,14 @@ impl Filler {
     }
 
     /// Begins to fetch what is missing of `wanted`, and waits for none of it.
-    pub async fn readahead(&self, object: &Arc<OpenObject>, index: BlockIndex, wanted: PageSet) -> Result<(), Error> {
+    pub async fn readahead(
+        &self,
+        object: &Arc<OpenObject>,
+        index: BlockIndex,
+        wanted: PageSet,
+    ) -> Result<(), Error> {
         let filled = self.create(object, index).await?;
-        self.launch(&filled, object, wanted);
-        Ok(())
+        self.launch(&filled, object, wanted).map(drop)
     }
 
     /// What is cached of a block already, if anything, without fetching.
@@ -186,13 +216,21 @@ impl Filler {
         self.shared.flights().values().map(Vec::len).sum()
     }
 
-    async fn land(&self, object: &Arc<OpenObject>, index: BlockIndex, wanted: PageSet) -> Result<Filled, Error> {
+    async fn land(
+        &self,
+        object: &Arc<OpenObject>,
+        index: BlockIndex,
+        wanted: PageSet,
+    ) -> Result<Filled, Error> {
         let mut restarts = 0;
         loop {
-            let filled = self.create(object, index).await?;
-            let landed = self.land_in(&filled, object, wanted).await;
-            match landed {
-                Ok(()) => return Ok(filled),
+            let landed = async {
+                let filled = self.create(object, index).await?;
+                self.land_in(&filled, object, wanted).await?;
+                Ok(filled)
+            };
+            match landed.await {
+                Ok(filled) => return Ok(filled),
                 // The file was evicted or found corrupt meanwhile: the block gets a new one.
                 Err(Error::Store(error)) if error.wants_new_file() && restarts < RESTARTS => restarts += 1,
                 Err(error) => return Err(error),
@@ -206,15 +244,19 @@ impl Filler {
             Some(block) => block,
             None => self.on_disk(move |store| store.find_or_create(&identity)).await?,
         };
-        let guard = self.shared.store.begin_fill(&block);
+        let guard = self
+            .shared
+            .store
+            .begin_fill(&block)
+            .map_err(|error| Error::Store(Arc::new(error)))?;
         Ok(Filled { block, _guard: guard })
     }
 
     async fn land_in(&self, filled: &Filled, object: &Arc<OpenObject>, wanted: PageSet) -> Result<(), Error> {
-        for flight in self.launch(filled, object, wanted) {
+        for flight in self.launch(filled, object, wanted)? {
             flight.landed(wanted).await?;
         }
-        if !filled.block.trusted().contains_all(wanted) {
+        if !filled.block.present().contains_all(wanted) {
             let block = Arc::clone(&filled.block);
             self.on_disk(move |store| store.verify(&block, wanted)).await?;
         }
@@ -222,30 +264,51 @@ impl Filler {
     }
 
     /// Begins fetches for the missing pages nobody fetches yet; the flights that `wanted` waits for.
-    fn launch(&self, filled: &Filled, object: &Arc<OpenObject>, wanted: PageSet) -> Vec<Arc<Flight>> {
+    fn launch(
+        &self,
+        filled: &Filled,
+        object: &Arc<OpenObject>,
+        wanted: PageSet,
+    ) -> Result<Vec<Arc<Flight>>, Error> {
         let block = &filled.block;
         let mut flights = self.shared.flights();
-        let under_way = flights.get(&block.file_id()).map(Vec::as_slice).unwrap_or_default();
-        let covered = under_way.iter().fold(PageSet::EMPTY, |pages, flight| pages.union(flight.pages()));
-        // Read after the flights are locked: a page is in a flight until it is present.
-        let missing = wanted.difference(block.present());
+        let under_way = flights
+            .get(&block.file_id())
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let covered = under_way
+            .iter()
+            .fold(PageSet::EMPTY, |pages, flight| pages.union(flight.pages()));
+        // Read after the flights are locked: a page is in a flight until it is on disk. Unverified pages first: a page
+        // only ever moves from there to the present ones.
+        let missing = wanted.difference(block.unverified()).difference(block.present());
         let begun: Vec<Arc<Flight>> = missing
             .difference(covered)
             .runs(self.shared.max_request_pages)
             .map(|run| Arc::new(Flight::new(PageSet::span(run))))
             .collect();
         for flight in &begun {
-            flights.entry(block.file_id()).or_default().push(Arc::clone(flight));
-            self.take_off(Arc::clone(flight), Arc::clone(block), Arc::clone(object));
+            let guard = self
+                .shared
+                .store
+                .begin_fill(block)
+                .map_err(|error| Error::Store(Arc::new(error)))?;
+            flights
+                .entry(block.file_id())
+                .or_default()
+                .push(Arc::clone(flight));
+            self.take_off(Arc::clone(flight), Arc::clone(block), Arc::clone(object), guard);
         }
-        let under_way = flights.get(&block.file_id()).map(Vec::as_slice).unwrap_or_default();
+        let under_way = flights
+            .get(&block.file_id())
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let awaited = |flight: &&Arc<Flight>| !flight.pages().intersection(missing).is_empty();
-        under_way.iter().filter(awaited).cloned().collect()
+        Ok(under_way.iter().filter(awaited).cloned().collect())
     }
 
-    fn take_off(&self, flight: Arc<Flight>, block: Arc<Block>, object: Arc<OpenObject>) {
+    fn take_off(&self, flight: Arc<Flight>, block: Arc<Block>, object: Arc<OpenObject>, guard: FillGuard) {
         let shared = Arc::clone(&self.shared);
-        let guard = shared.store.begin_fill(&block);
         self.shared.tasks.spawn(async move {
             let outcome = tokio::select! {
                 () = shared.cancel.cancelled() => Err(Error::Stopping),
@@ -273,13 +336,13 @@ impl Shared {
 
 /// Runs disk work on the blocking pool.
 async fn on_disk<T: Send + 'static>(
-    store: &Arc<BlockStore>,
+    store: &BlockStore,
     work: impl FnOnce(&BlockStore) -> Result<T, store::Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let store = Arc::clone(store);
+    let store = store.clone();
     match tokio::task::spawn_blocking(move || work(&store)).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) if error.is_no_space() => Err(Error::NoSpace(Arc::new(error))),
+        Ok(Err(error @ store::Error::NoSpace { .. })) => Err(Error::NoSpace(Arc::new(error))),
         Ok(Err(error)) => Err(Error::Store(Arc::new(error))),
         Err(join) if join.is_panic() => std::panic::resume_unwind(join.into_panic()),
         Err(_) => Err(Error::Stopping),

@@ -15,6 +15,8 @@ use tracing::{error, info};
 /// NODE_NAME and WORKER_UUID. SIGTERM drains it: requests under way end, the cache is kept.
 #[derive(Debug, Parser)]
 #[command(name = "cacheletd", version)]
+#[allow(clippy::doc_markdown, reason = "the text is printed by --help")]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 struct Arguments {
     /// The configuration file (TOML).
     #[arg(long, value_name = "FILE")]
@@ -37,7 +39,6 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    start::install_crypto();
     let arguments = Arguments::parse();
     let config = match Config::load(&arguments.config) {
         Ok(config) => config,
@@ -65,7 +66,10 @@ async fn run(config: Config, ready_file: Option<&Path>) -> ExitCode {
         Ok(app) => app,
         Err(error) => return start::refuse(1, &error),
     };
-    match app.addresses().and_then(|addresses| start::announce(&addresses, ready_file).map(|()| addresses)) {
+    match app
+        .addresses()
+        .and_then(|addresses| start::announce(&addresses, ready_file).map(|()| addresses))
+    {
         Ok(addresses) => info!(?addresses, "serving"),
         Err(error) => return start::refuse(1, &error),
     }

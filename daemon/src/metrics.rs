@@ -161,18 +161,50 @@ impl Metrics {
     pub fn new() -> (Self, Arc<Registry>) {
         let metrics = Self::default();
         let mut registry = Registry::with_prefix("cachelet");
-        registry.register("read_bytes", "Bytes that readers got, by the way they took", metrics.read_bytes.clone());
-        registry.register("fill_bytes", "Bytes brought in, by source", metrics.fill_bytes.clone());
-        registry.register("fetches", "Fetches of page ranges, by source and outcome", metrics.fetches.clone());
+        registry.register(
+            "read_bytes",
+            "Bytes that readers got, by the way they took",
+            metrics.read_bytes.clone(),
+        );
+        registry.register(
+            "fill_bytes",
+            "Bytes brought in, by source",
+            metrics.fill_bytes.clone(),
+        );
+        registry.register(
+            "fetches",
+            "Fetches of page ranges, by source and outcome",
+            metrics.fetches.clone(),
+        );
         registry.register("requests", "Requests, by kind", metrics.requests.clone());
-        registry.register("bypasses", "Answers that sent the caller to the origin, by reason", metrics.bypasses.clone());
-        registry.register("failures", "Requests that failed, by code", metrics.failures.clone());
+        registry.register(
+            "bypasses",
+            "Answers that sent the caller to the origin, by reason",
+            metrics.bypasses.clone(),
+        );
+        registry.register(
+            "failures",
+            "Requests that failed, by code",
+            metrics.failures.clone(),
+        );
         registry.register("grants", "Descriptors granted", metrics.grants.clone());
         registry.register("sessions", "Sessions open now", metrics.sessions.clone());
-        registry.register("broken_sessions", "Sessions ended for a protocol error or a deadline", metrics.broken_sessions.clone());
+        registry.register(
+            "broken_sessions",
+            "Sessions ended for a protocol error or a deadline",
+            metrics.broken_sessions.clone(),
+        );
         registry.register("evictions", "Blocks evicted", metrics.evictions.clone());
-        registry.register("quarantined_files", "Block files found corrupt and set aside", metrics.quarantined_files.clone());
-        registry.register("cache_bytes", "Bytes of the cache directory, by state", metrics.cache_bytes.clone());
+        registry.register(
+            "quarantined_files",
+            "Block files found corrupt and set aside",
+            metrics.quarantined_files.clone(),
+        );
+        registry.register(
+            "cache_bytes",
+            "Bytes of the cache directory, by state",
+            metrics.cache_bytes.clone(),
+        );
         registry.register("blocks", "Blocks cached now", metrics.blocks.clone());
         (metrics, Arc::new(registry))
     }
@@ -184,7 +216,9 @@ impl Metrics {
 
     /// Counts bytes brought in.
     pub fn count_fill(&self, source: Source, bytes: u64) {
-        self.fill_bytes.get_or_create(&FillLabels { source }).inc_by(bytes);
+        self.fill_bytes
+            .get_or_create(&FillLabels { source })
+            .inc_by(bytes);
     }
 
     /// Counts a fetch.
@@ -199,12 +233,18 @@ impl Metrics {
 
     /// Counts a caller sent to the origin.
     pub fn count_bypass(&self, reason: BypassReason) {
-        self.bypasses.get_or_create(&BypassLabels { reason: reason.as_str() }).inc();
+        self.bypasses
+            .get_or_create(&BypassLabels {
+                reason: reason.as_str(),
+            })
+            .inc();
     }
 
     /// Counts a failed request.
     pub fn count_failure(&self, code: Code) {
-        self.failures.get_or_create(&FailureLabels { code: code.as_str() }).inc();
+        self.failures
+            .get_or_create(&FailureLabels { code: code.as_str() })
+            .inc();
     }
 
     /// Bytes readers got so far by one way.

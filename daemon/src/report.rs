@@ -39,6 +39,14 @@ pub struct Reporter {
     shared: Arc<Shared>,
 }
 
+impl std::fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reporter")
+            .field("node", &self.shared.registration.node)
+            .finish_non_exhaustive()
+    }
+}
+
 struct Shared {
     inventory: Mutex<Inventory>,
     registration: grpc::Register,
@@ -50,14 +58,32 @@ struct Shared {
 impl Reporter {
     /// A reporter for a worker that registers with `registration`.
     pub fn new(registration: grpc::Register, heartbeat: HeartbeatSource) -> Self {
-        let shared = Shared { inventory: Mutex::default(), registration, heartbeat, state_changed: Notify::new() };
-        Self { shared: Arc::new(shared) }
+        let shared = Shared {
+            inventory: Mutex::default(),
+            registration,
+            heartbeat,
+            state_changed: Notify::new(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Says what is held of a block now.
-    pub fn block_changed(&self, name: &ObjectName, generation: &Generation, block: BlockIndex, residency: Residency) {
-        let now_unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        self.shared.inventory().set(name, generation, block, residency, now_unix_ms);
+    pub fn block_changed(
+        &self,
+        name: &ObjectName,
+        generation: &Generation,
+        block: BlockIndex,
+        residency: Residency,
+    ) {
+        let now_unix_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis() as u64;
+        self.shared
+            .inventory()
+            .set(name, generation, block, residency, now_unix_ms);
     }
 
     /// Sends a heartbeat on every stream at once.
@@ -75,13 +101,21 @@ impl Reporter {
                 Ok(addresses) => {
                     known_problem.clear();
                     for address in addresses {
-                        if !running.lock().unwrap_or_else(PoisonError::into_inner).insert(address) {
+                        if !running
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .insert(address)
+                        {
                             continue;
                         }
-                        let (shared, running, cancel) = (self.shared.clone(), running.clone(), cancel.clone());
+                        let (shared, running, cancel) =
+                            (self.shared.clone(), running.clone(), cancel.clone());
                         streams.spawn(async move {
                             stream::report_to(address, &shared, &cancel).await;
-                            running.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
+                            running
+                                .lock()
+                                .unwrap_or_else(PoisonError::into_inner)
+                                .remove(&address);
                         });
                     }
                 }
@@ -110,7 +144,9 @@ impl Shared {
 
 async fn resolve(service: &str) -> Result<Vec<SocketAddr>, String> {
     let authority = service.trim_start_matches("http://").trim_end_matches('/');
-    let addresses = tokio::net::lookup_host(authority).await.map_err(|error| error.to_string())?;
+    let addresses = tokio::net::lookup_host(authority)
+        .await
+        .map_err(|error| error.to_string())?;
     Ok(addresses.collect())
 }
 
@@ -118,11 +154,14 @@ async fn resolve(service: &str) -> Result<Vec<SocketAddr>, String> {
 #[derive(Debug, Clone)]
 pub struct Holders {
     client: LocalityClient<Channel>,
-    recent: Arc<Mutex<HashMap<SegmentQuestion, (tokio::time::Instant, Vec<grpc::Holder>)>>>,
+    recent: Arc<Mutex<Answers>>,
 }
 
 /// A segment whose holders are asked for: path id, etag, size, segment.
 type SegmentQuestion = (Vec<u8>, String, u64, u32);
+
+/// Answers, and when they came.
+type Answers = HashMap<SegmentQuestion, (tokio::time::Instant, Vec<grpc::Holder>)>;
 
 /// How long an answer is used.
 const ANSWER_AGE: Duration = Duration::from_secs(1);
@@ -137,13 +176,20 @@ impl Holders {
         let endpoint = Endpoint::from_shared(service.to_owned())?
             .connect_timeout(QUESTION_TIMEOUT)
             .timeout(QUESTION_TIMEOUT);
-        Ok(Self { client: LocalityClient::new(endpoint.connect_lazy()), recent: Arc::default() })
+        Ok(Self {
+            client: LocalityClient::new(endpoint.connect_lazy()),
+            recent: Arc::default(),
+        })
     }
 
     /// The live workers that hold something of a segment; none if the service does not answer in time.
     pub async fn of(&self, request: grpc::LocateRequest) -> Vec<grpc::Holder> {
-        let question =
-            (request.path_id.clone(), request.etag.clone(), request.size_bytes, request.segment);
+        let question = (
+            request.path_id.clone(),
+            request.etag.clone(),
+            request.size_bytes,
+            request.segment,
+        );
         let now = tokio::time::Instant::now();
         if let Some((at, holders)) = self.answers().get(&question)
             && now - *at < ANSWER_AGE
@@ -165,7 +211,7 @@ impl Holders {
         holders
     }
 
-    fn answers(&self) -> std::sync::MutexGuard<'_, HashMap<SegmentQuestion, (tokio::time::Instant, Vec<grpc::Holder>)>> {
+    fn answers(&self) -> std::sync::MutexGuard<'_, Answers> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -51,7 +51,7 @@ pub struct Context {
     /// The configured stores.
     pub stores: Stores,
     /// The cached blocks.
-    pub store: Arc<BlockStore>,
+    pub store: BlockStore,
     /// Brings missing pages in.
     pub filler: Filler,
     /// Counts.
@@ -107,7 +107,12 @@ impl Server {
     /// Serves with `context`.
     pub fn new(context: Arc<Context>) -> Self {
         let (closing, ending) = (CancellationToken::new(), CancellationToken::new());
-        Self { context, connections: TaskTracker::new(), closing, ending }
+        Self {
+            context,
+            connections: TaskTracker::new(),
+            closing,
+            ending,
+        }
     }
 
     /// Accepts clients of this node.
@@ -164,7 +169,10 @@ impl Server {
         self.closing.cancel();
         let idle = self.context.sessions.wait_until_idle();
         if timeout(patience, idle).await.is_err() {
-            warn!(seconds = patience.as_secs(), "requests are still under way after the drain time; closing them");
+            warn!(
+                seconds = patience.as_secs(),
+                "requests are still under way after the drain time; closing them"
+            );
         }
         self.ending.cancel();
         self.connections.close();
@@ -196,7 +204,10 @@ async fn pause_after(error: &std::io::Error, where_: &str) {
 async fn converse(context: &Arc<Context>, reader: &mut FrameReader, writer: Arc<FrameWriter>) {
     let (request, hello) = match timeout(HELLO_DEADLINE, reader.next()).await {
         Ok(Ok(Some((header, payload)))) => {
-            match header.known_kind().and_then(|kind| Message::decode(kind, &payload)) {
+            match header
+                .known_kind()
+                .and_then(|kind| Message::decode(kind, &payload))
+            {
                 Some(Ok(Message::Hello(hello))) => (header.request, hello),
                 _ => return broken(context, "the first frame is no Hello"),
             }
@@ -239,7 +250,10 @@ fn admit(context: &Context, writer: &FrameWriter, hello: &Hello) -> Result<(), R
             return Err(Refusal::failed(Code::Unauthenticated, message));
         }
     } else if hello.role == Role::Peer {
-        return Err(Refusal::failed(Code::InvalidRequest, "peers call over TCP".to_owned()));
+        return Err(Refusal::failed(
+            Code::InvalidRequest,
+            "peers call over TCP".to_owned(),
+        ));
     }
     Ok(())
 }

@@ -13,18 +13,18 @@ use crate::app::Addresses;
 use crate::config::Config;
 use crate::origin::Stores;
 
-/// Chooses the one crypto provider before anything needs one.
-pub fn install_crypto() {
-    // Fails only when one is installed already, which is as good.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-}
-
 /// Logs to standard error; `RUST_LOG` filters, default `info`.
 pub fn log(json: bool) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
     // A second call, in a test, keeps the first subscriber.
-    let _ = if json { subscriber.json().try_init() } else { subscriber.try_init() };
+    let _ = if json {
+        subscriber.json().try_init()
+    } else {
+        subscriber.try_init()
+    };
 }
 
 /// Says why the daemon does not start, on one line, and gives the exit code.
@@ -62,7 +62,11 @@ pub async fn check_stores(config: &Config) -> ExitCode {
             }
         }
     }
-    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// Writes the addresses to the ready file, whole or not at all.

@@ -16,7 +16,7 @@ pub use request::{InvalidRequest, LocationsRequest, PathRequest, RequestLimits};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LocationsAnswer<'a> {
     /// One for each path of the request, in its order.
-    pub paths: Vec<PathAnswer<'a>>,
+    pub locations: Vec<PathAnswer<'a>>,
 }
 
 /// Where one object's blocks are.

@@ -293,7 +293,8 @@ impl Cluster {
             .map(|path| answering.answer(path, |id| self.index.look_up(id)))
             .collect();
         self.count_answers(answering.tally());
-        serde_json::to_vec(&LocationsAnswer { paths }).expect("answers are strings, numbers and lists")
+        serde_json::to_vec(&LocationsAnswer { locations: paths })
+            .expect("answers are strings, numbers and lists")
     }
 
     fn count_answers(&self, tally: Tally) {

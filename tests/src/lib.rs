@@ -6,6 +6,7 @@
 //!
 //! A harness has nobody to return an error to: what goes wrong here panics, with what was attempted and on what.
 
+mod cluster;
 mod content;
 mod dir;
 mod fault_proxy;
@@ -16,6 +17,7 @@ mod process;
 mod s3;
 mod wait;
 
+pub use cluster::{Cluster, ClusterBuilder, GrantSetup, LEASE, Service, Worker, can_mount, node_name};
 pub use content::{deterministic_bytes, deterministic_range, first_difference, sha256_file, sha256_hex};
 pub use dir::TestDir;
 pub use fault_proxy::{Fault, FaultProxy, Hold, RecordedRequest};

@@ -15,7 +15,6 @@ use super::flight::Flight;
 use super::peer::Peers;
 use super::{Error, OpenObject, on_disk};
 use crate::metrics::{Metrics, Outcome, Source};
-use crate::origin::{self, RangeRequest};
 use crate::store::{Block, BlockStore};
 
 /// Pages of one flight being written while the next is received.
@@ -24,7 +23,7 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub(super) struct Fetcher {
-    pub(super) store: Arc<BlockStore>,
+    pub(super) store: BlockStore,
     pub(super) peers: Option<Peers>,
     pub(super) metrics: Metrics,
     /// One permit a page in memory.
@@ -35,10 +34,18 @@ pub(super) struct Fetcher {
 impl Fetcher {
     /// Brings the flight's pages in: from a peer that holds them, else from the origin; what a peer leaves out, the origin
     /// gives.
-    pub(super) async fn fetch(&self, flight: &Arc<Flight>, block: &Arc<Block>, object: &OpenObject) -> Result<(), Error> {
+    pub(super) async fn fetch(
+        &self,
+        flight: &Arc<Flight>,
+        block: &Arc<Block>,
+        object: &OpenObject,
+    ) -> Result<(), Error> {
         flight.land_all(block.present());
         if let Some(peers) = &self.peers {
-            for holder in peers.holders(object, block.index(), flight.missing()).await {
+            for holder in peers
+                .holders(object, block.identity().index(), flight.missing())
+                .await
+            {
                 match self.from_peer(peers, &holder, flight, block, object).await {
                     Ok(()) => self.metrics.count_fetch(Source::Peer, Outcome::Complete),
                     Err(problem) => {
@@ -61,11 +68,11 @@ impl Fetcher {
                 }
                 Err(Error::Origin(error)) if error.is_retryable() && attempt < self.attempts => {
                     self.metrics.count_fetch(Source::Origin, Outcome::Failed);
-                    debug!(object = %object.name.path, %error, attempt, "fetching pages failed; trying again");
+                    debug!(object = %object.name().path, %error, attempt, "fetching pages failed; trying again");
                 }
                 Err(error) => {
                     self.metrics.count_fetch(Source::Origin, Outcome::Failed);
-                    warn!(object = %object.name.path, block = %block.index(), %error, "fetching pages failed; readers get the error");
+                    warn!(object = %object.name().path, block = %block.identity().index(), %error, "fetching pages failed; readers get the error");
                     return Err(error);
                 }
             }
@@ -84,8 +91,21 @@ impl Fetcher {
         object: &OpenObject,
     ) -> Result<(), PeerOrDisk> {
         let mut writes = PageWrites::new(self, flight, block);
-        for run in flight.missing().intersection(holder.pages_of(block.length())).runs(u32::MAX) {
-            let mut pages = peers.read(holder, object, block.index(), block.start(), block.length(), run).await?;
+        for run in flight
+            .missing()
+            .intersection(holder.pages_of(block.length()))
+            .runs(u32::MAX)
+        {
+            let mut pages = peers
+                .read(
+                    holder,
+                    object,
+                    block.identity().index(),
+                    self.block_start(block),
+                    block.length(),
+                    run,
+                )
+                .await?;
             while let Some((page, bytes)) = pages.next().await? {
                 self.metrics.count_fill(Source::Peer, bytes.len() as u64);
                 let permit = self.memory_for_a_page().await;
@@ -95,7 +115,12 @@ impl Fetcher {
         Ok(writes.finish().await?)
     }
 
-    async fn from_origin(&self, flight: &Arc<Flight>, block: &Arc<Block>, object: &OpenObject) -> Result<(), Error> {
+    async fn from_origin(
+        &self,
+        flight: &Arc<Flight>,
+        block: &Arc<Block>,
+        object: &OpenObject,
+    ) -> Result<(), Error> {
         let mut writes = PageWrites::new(self, flight, block);
         for run in flight.missing().runs(u32::MAX) {
             self.run_from_origin(run, block, object, &mut writes).await?;
@@ -111,14 +136,10 @@ impl Fetcher {
         writes: &mut PageWrites<'_>,
     ) -> Result<(), Error> {
         let origin_error = |error| Error::Origin(Arc::new(error));
-        let start = block.start();
-        let range = start + PageIndex(run.start).start()..start + PageIndex(run.end).start().min(block.length());
-        let request = RangeRequest {
-            path: object.name.path.clone(),
-            generation: object.generation.clone(),
-            version_id: object.version_id.clone(),
-            range,
-        };
+        let start = self.block_start(block);
+        let range =
+            start + PageIndex(run.start).start()..start + PageIndex(run.end).start().min(block.length());
+        let request = object.range(range);
         let mut permit = self.memory_for_a_page().await;
         let mut stream = object.store.get(&request).await.map_err(origin_error)?;
         let mut page = PageIndex(run.start);
@@ -138,15 +159,20 @@ impl Fetcher {
                 }
             }
         }
-        // The stream has checked its own length: it errs rather than ends early.
-        if page.0 < run.end {
-            return Err(origin_error(origin::Error::short_body(&object.name.path)));
-        }
+        // The stream errs rather than ends early or late; a page that did not come is missed by who waits for it.
+        debug_assert_eq!(page.0, run.end);
         Ok(())
     }
 
+    fn block_start(&self, block: &Block) -> u64 {
+        self.store.block_size().start_of(block.identity().index())
+    }
+
     async fn memory_for_a_page(&self) -> OwnedSemaphorePermit {
-        Arc::clone(&self.memory).acquire_owned().await.expect("the semaphore is never closed")
+        Arc::clone(&self.memory)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed")
     }
 }
 
@@ -169,14 +195,24 @@ struct PageWrites<'a> {
 
 impl<'a> PageWrites<'a> {
     fn new(fetcher: &'a Fetcher, flight: &'a Arc<Flight>, block: &'a Arc<Block>) -> Self {
-        Self { fetcher, flight, block, under_way: JoinSet::new() }
+        Self {
+            fetcher,
+            flight,
+            block,
+            under_way: JoinSet::new(),
+        }
     }
 
-    async fn write(&mut self, page: PageIndex, bytes: Bytes, permit: OwnedSemaphorePermit) -> Result<(), Error> {
+    async fn write(
+        &mut self,
+        page: PageIndex,
+        bytes: Bytes,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(), Error> {
         while self.under_way.len() >= WRITES_AT_ONCE {
             self.join_one().await?;
         }
-        let store = Arc::clone(&self.fetcher.store);
+        let store = self.fetcher.store.clone();
         let (block, flight) = (Arc::clone(self.block), Arc::clone(self.flight));
         self.under_way.spawn(async move {
             on_disk(&store, move |store| {

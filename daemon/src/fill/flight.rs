@@ -20,7 +20,10 @@ struct Progress {
 
 impl Flight {
     pub(super) fn new(pages: PageSet) -> Self {
-        Self { pages, progress: watch::Sender::new(Progress::default()) }
+        Self {
+            pages,
+            progress: watch::Sender::new(Progress::default()),
+        }
     }
 
     pub(super) fn pages(&self) -> PageSet {
@@ -38,11 +41,13 @@ impl Flight {
 
     /// Pages that need not come: they are present already.
     pub(super) fn land_all(&self, pages: PageSet) {
-        self.progress.send_modify(|progress| progress.landed = progress.landed.union(pages.intersection(self.pages)));
+        self.progress
+            .send_modify(|progress| progress.landed = progress.landed.union(pages.intersection(self.pages)));
     }
 
     pub(super) fn end(&self, outcome: Result<(), Error>) {
-        self.progress.send_modify(|progress| progress.outcome = Some(outcome));
+        self.progress
+            .send_modify(|progress| progress.outcome = Some(outcome));
     }
 
     /// Waits until the flight's share of `wanted` has landed. Fails if it ends without.
@@ -74,7 +79,10 @@ mod tests {
         let flight = Flight::new(PageSet::span(0..4));
         flight.land(PageIndex(2));
         flight.landed(PageSet::span(2..3)).await.unwrap();
-        assert_eq!(flight.missing(), PageSet::span(0..4).difference(PageSet::one(PageIndex(2))));
+        assert_eq!(
+            flight.missing(),
+            PageSet::span(0..4).difference(PageSet::one(PageIndex(2)))
+        );
         flight.end(Err(error()));
         flight.landed(PageSet::one(PageIndex(2))).await.unwrap();
         assert!(flight.landed(PageSet::span(2..4)).await.is_err());

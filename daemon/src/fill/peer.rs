@@ -16,8 +16,8 @@ use cachelet_protocol::ids::{Handle, SessionId, WorkerUuid};
 use cachelet_protocol::integrity::{PageWord, chunk_crcs};
 use cachelet_protocol::residency::{Residency, SegmentResidency};
 use cachelet_protocol::wire::{
-    Code, DecodeError, FrameHeader, FrameKind, Hello, Message, PeerObject, Read, Role, VERSION, decode_page_prefix,
-    encode,
+    Code, DecodeError, FrameHeader, FrameKind, Hello, Message, PeerObject, Read, Role, VERSION,
+    decode_page_prefix, encode,
 };
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -62,7 +62,11 @@ impl Holder {
     /// The pages worth asking it for. A holder of some pages is asked for all: it sends what it has, in order, and says
     /// where it stops.
     pub(super) fn pages_of(&self, block_length: u64) -> PageSet {
-        if self.residency == Residency::None { PageSet::EMPTY } else { PageSet::all(block_length) }
+        if self.residency == Residency::None {
+            PageSet::EMPTY
+        } else {
+            PageSet::all(block_length)
+        }
     }
 }
 
@@ -90,21 +94,41 @@ struct Connection {
 
 impl Peers {
     /// Asks `holders` for peers other than `own_uuid` in `zone`, and calls them with `secret`.
-    pub fn new(holders: Holders, own_uuid: WorkerUuid, zone: String, secret: String, first_byte: Duration) -> Self {
-        let shared = Shared { holders, own_uuid, zone, secret, first_byte, idle: Mutex::default() };
-        Self { shared: Arc::new(shared) }
+    pub fn new(
+        holders: Holders,
+        own_uuid: WorkerUuid,
+        zone: String,
+        secret: String,
+        first_byte: Duration,
+    ) -> Self {
+        let shared = Shared {
+            holders,
+            own_uuid,
+            zone,
+            secret,
+            first_byte,
+            idle: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// The workers of our zone that hold something of a block, the fullest first.
-    pub(super) async fn holders(&self, object: &OpenObject, block: BlockIndex, missing: PageSet) -> Vec<Holder> {
+    pub(super) async fn holders(
+        &self,
+        object: &OpenObject,
+        block: BlockIndex,
+        missing: PageSet,
+    ) -> Vec<Holder> {
         if missing.is_empty() {
             return Vec::new();
         }
         let (segment, place) = SegmentResidency::place(block);
         let request = grpc::LocateRequest {
             path_id: object.path_id.as_bytes().to_vec(),
-            etag: object.generation.etag.as_str().to_owned(),
-            size_bytes: object.generation.size_bytes,
+            etag: object.generation().etag.as_str().to_owned(),
+            size_bytes: object.generation().size_bytes,
             segment,
         };
         let mut holders: Vec<Holder> = self
@@ -116,7 +140,11 @@ impl Peers {
             .filter(|holder| holder.worker_uuid != self.shared.own_uuid.as_bytes())
             .filter(|holder| holder.zone == self.shared.zone && !holder.data_address.is_empty())
             .map(|holder| Holder {
-                residency: SegmentResidency { low_bits: holder.low_bits, high_bits: holder.high_bits }.get(place),
+                residency: SegmentResidency {
+                    low_bits: holder.low_bits,
+                    high_bits: holder.high_bits,
+                }
+                .get(place),
                 node: holder.node,
                 address: holder.data_address,
             })
@@ -144,9 +172,9 @@ impl Peers {
             offset: block_start + start,
             length: end - start,
             peer: Some(PeerObject {
-                store: object.name.store.clone(),
-                path: object.name.path.clone(),
-                generation: object.generation.clone(),
+                store: object.name().store.clone(),
+                path: object.name().path.clone(),
+                generation: object.generation().clone(),
                 hops: 1,
             }),
         };
@@ -184,8 +212,10 @@ impl Peers {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let stream = Arc::new(Stream::Tcp(stream));
-        let mut connection =
-            Connection { reader: FrameReader::new(Arc::clone(&stream)), writer: FrameWriter::new(stream) };
+        let mut connection = Connection {
+            reader: FrameReader::new(Arc::clone(&stream)),
+            writer: FrameWriter::new(stream),
+        };
         let hello = Hello {
             min_version: VERSION,
             max_version: VERSION,
@@ -201,9 +231,15 @@ impl Peers {
         };
         connection.writer.send(&encode(&hello, 0, 1)).await?;
         let (header, payload) = next_frame(&mut connection.reader, self.shared.first_byte).await?;
-        match header.known_kind().and_then(|kind| Message::decode(kind, &payload)) {
+        match header
+            .known_kind()
+            .and_then(|kind| Message::decode(kind, &payload))
+        {
             Some(Ok(Message::Welcome(_))) => Ok(connection),
-            Some(Ok(Message::Failed(failed))) => Err(Error::Refused { code: failed.code, message: failed.message }),
+            Some(Ok(Message::Failed(failed))) => Err(Error::Refused {
+                code: failed.code,
+                message: failed.message,
+            }),
             Some(Ok(_)) | None => Err(Error::Protocol("no Welcome for a Hello")),
             Some(Err(error)) => Err(error.into()),
         }
@@ -254,7 +290,10 @@ impl PeerPages<'_> {
                 return match Message::decode(FrameKind::Failed, &payload) {
                     Some(Ok(Message::Failed(failed))) => {
                         self.give_back();
-                        Err(Error::Refused { code: failed.code, message: failed.message })
+                        Err(Error::Refused {
+                            code: failed.code,
+                            message: failed.message,
+                        })
                     }
                     Some(Err(error)) => Err(error.into()),
                     Some(Ok(_)) | None => Err(Error::Protocol("a Failed that is none")),
@@ -272,7 +311,8 @@ impl PeerPages<'_> {
 
     /// The page of a payload, if it is the one that must come now, whole, with its word.
     fn check(&mut self, payload: &[u8]) -> Result<PageIndex, Error> {
-        let (block, page, word, bytes) = decode_page_prefix(payload).ok_or(Error::Protocol("a page without prefix"))?;
+        let (block, page, word, bytes) =
+            decode_page_prefix(payload).ok_or(Error::Protocol("a page without prefix"))?;
         let expected = self.next;
         if block != self.block.0 || page != expected.0 || page >= self.end {
             return Err(Error::Protocol("another page than the one that was asked for"));
@@ -281,7 +321,7 @@ impl PeerPages<'_> {
             return Err(Error::Protocol("a page of the wrong length"));
         }
         debug_assert!(bytes.len() as u64 <= PAGE_BYTES);
-        if !PageWord::new(&self.object.object_id, block, expected, &chunk_crcs(bytes)).matches(word) {
+        if !PageWord::new(&self.object.object_id(), block, expected, &chunk_crcs(bytes)).matches(word) {
             return Err(Error::Protocol("a page that does not match its word"));
         }
         self.next = PageIndex(expected.0 + 1);
@@ -297,6 +337,8 @@ impl PeerPages<'_> {
 }
 
 async fn next_frame(reader: &mut FrameReader, patience: Duration) -> Result<(FrameHeader, Vec<u8>), Error> {
-    let frame = timeout(patience, reader.next()).await.map_err(|_| Error::Timeout(patience))??;
+    let frame = timeout(patience, reader.next())
+        .await
+        .map_err(|_| Error::Timeout(patience))??;
     frame.ok_or_else(|| Error::Io(io::ErrorKind::UnexpectedEof.into()))
 }

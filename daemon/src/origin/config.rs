@@ -10,7 +10,7 @@ use std::time::Duration;
 use cachelet_protocol::ids::{BucketName, Scheme, StoreIdentity};
 use serde::{Deserialize, Serialize};
 
-use super::endpoint::{Endpoint, is_region};
+use super::endpoint::{Endpoint, is_region, is_remote_bucket};
 
 /// One store, as the `[[store]]` table of the daemon's TOML file spells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -262,6 +262,10 @@ impl StoreConfig {
             Some(prefix) if prefix.contains('*') => Err(refused(text, "has a `*` that is not at its end")),
             Some(prefix) => Ok(BucketPattern::Prefix(prefix.to_owned())),
             None if text.contains('*') => Err(refused(text, "has a `*` that is not at its end")),
+            None if self.kind != StoreKind::File && !is_remote_bucket(text) => Err(refused(
+                text,
+                "is no bucket name: use letters, digits, `-`, `_` and single dots",
+            )),
             None => match BucketName::new(text.as_str()) {
                 Ok(name) => Ok(BucketPattern::Name(name)),
                 Err(invalid) => Err(refused(text, &format!("is no bucket name: {}", invalid.reason))),
@@ -344,7 +348,13 @@ impl StoreConfig {
         let Some(text) = &self.endpoint else {
             return Ok(None);
         };
-        let refused = |problem: &str| self.refuse("endpoint", quoted(text), problem);
+        // What stands in front of an `@` may be a password.
+        let value = if text.contains('@') {
+            "(not shown)".to_owned()
+        } else {
+            quoted(text)
+        };
+        let refused = |problem: &str| self.refuse("endpoint", value.clone(), problem);
         let endpoint = Endpoint::parse(text).map_err(refused)?;
         if !endpoint.is_https() && !self.allow_http && !endpoint.is_loopback() {
             return Err(refused(
@@ -544,6 +554,15 @@ pub(super) enum BucketPattern {
     Name(BucketName),
     /// Every bucket whose name begins so; empty: all of them.
     Prefix(String),
+}
+
+impl std::fmt::Display for BucketPattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Name(name) => write!(f, "{name}"),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+        }
+    }
 }
 
 impl BucketPattern {

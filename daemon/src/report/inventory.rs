@@ -47,11 +47,15 @@ impl Inventory {
         now_unix_ms: u64,
     ) {
         let (index, place) = SegmentResidency::place(block);
-        let key = SegmentKey { path_id: name.path_id(), generation: generation.clone(), index };
-        let state = self
-            .segments
-            .entry(key.clone())
-            .or_insert(SegmentState { residency: SegmentResidency::default(), confirmed_unix_ms: now_unix_ms });
+        let key = SegmentKey {
+            path_id: name.path_id(),
+            generation: generation.clone(),
+            index,
+        };
+        let state = self.segments.entry(key.clone()).or_insert(SegmentState {
+            residency: SegmentResidency::default(),
+            confirmed_unix_ms: now_unix_ms,
+        });
         if state.residency.get(place) == residency && !state.residency.is_empty() {
             return;
         }
@@ -86,13 +90,23 @@ impl Inventory {
         if let Some(changed) = self.changed.get_mut(&subscription) {
             changed.clear();
         }
-        self.segments.iter().map(|(key, state)| report(key, Some(state))).collect()
+        self.segments
+            .iter()
+            .map(|(key, state)| report(key, Some(state)))
+            .collect()
     }
 
     /// The segments that changed since they were last taken, each with its state now.
     pub(super) fn changes(&mut self, subscription: Subscription) -> Vec<grpc::Segment> {
-        let changed = self.changed.get_mut(&subscription).map(std::mem::take).unwrap_or_default();
-        changed.iter().map(|key| report(key, self.segments.get(key))).collect()
+        let changed = self
+            .changed
+            .get_mut(&subscription)
+            .map(std::mem::take)
+            .unwrap_or_default();
+        changed
+            .iter()
+            .map(|key| report(key, self.segments.get(key)))
+            .collect()
     }
 }
 
@@ -116,15 +130,24 @@ mod tests {
     use proptest::prelude::*;
 
     fn name(key: u8) -> ObjectName {
-        ObjectName { store: StoreIdentity::new("s").unwrap(), path: format!("s3://bucket/k{key}").parse().unwrap() }
+        ObjectName {
+            store: StoreIdentity::new("s").unwrap(),
+            path: format!("s3://bucket/k{key}").parse().unwrap(),
+        }
     }
 
     fn generation(number: u8) -> Generation {
-        Generation { etag: Etag::new(format!("e{number}")).unwrap(), size_bytes: 1 << 40 }
+        Generation {
+            etag: Etag::new(format!("e{number}")).unwrap(),
+            size_bytes: 1 << 40,
+        }
     }
 
     fn bits(segment: &grpc::Segment) -> SegmentResidency {
-        SegmentResidency { low_bits: segment.low_bits, high_bits: segment.high_bits }
+        SegmentResidency {
+            low_bits: segment.low_bits,
+            high_bits: segment.high_bits,
+        }
     }
 
     #[test]
@@ -134,13 +157,19 @@ mod tests {
         inventory.set(&name(1), &generation(1), BlockIndex(70), Residency::All, 5);
         for subscription in [first, second] {
             let changes = inventory.changes(subscription);
-            assert_eq!((changes.len(), changes[0].index, bits(&changes[0]).get(6)), (1, 1, Residency::All));
+            assert_eq!(
+                (changes.len(), changes[0].index, bits(&changes[0]).get(6)),
+                (1, 1, Residency::All)
+            );
             assert!(inventory.changes(subscription).is_empty());
         }
         inventory.set(&name(1), &generation(1), BlockIndex(70), Residency::All, 6);
         assert!(inventory.changes(first).is_empty(), "nothing changed");
         inventory.set(&name(1), &generation(1), BlockIndex(70), Residency::None, 7);
-        assert!(bits(&inventory.changes(first)[0]).is_empty(), "an eviction is reported");
+        assert!(
+            bits(&inventory.changes(first)[0]).is_empty(),
+            "an eviction is reported"
+        );
         assert!(inventory.everything(first).is_empty());
     }
 

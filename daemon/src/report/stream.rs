@@ -70,7 +70,10 @@ struct Outbox {
 impl Outbox {
     async fn send(&mut self, kind: worker_message::Kind) -> Result<(), Ended> {
         self.sequence += 1;
-        let message = WorkerMessage { sequence: self.sequence, kind: Some(kind) };
+        let message = WorkerMessage {
+            sequence: self.sequence,
+            kind: Some(kind),
+        };
         self.sender.send(message).await.map_err(|_| Ended::Closed)
     }
 
@@ -79,7 +82,11 @@ impl Outbox {
         loop {
             let chunk: Vec<Segment> = rest.drain(..rest.len().min(SEGMENTS_PER_MESSAGE)).collect();
             let last = rest.is_empty();
-            self.send(worker_message::Kind::Full(FullReport { segments: chunk, last })).await?;
+            self.send(worker_message::Kind::Full(FullReport {
+                segments: chunk,
+                last,
+            }))
+            .await?;
             if last {
                 return Ok(());
             }
@@ -89,7 +96,9 @@ impl Outbox {
 
 async fn report_once(replica: SocketAddr, shared: &Shared) -> Ended {
     let subscription = shared.inventory().subscribe();
-    let ended = converse(replica, shared, subscription).await.unwrap_or_else(|ended| ended);
+    let ended = converse(replica, shared, subscription)
+        .await
+        .unwrap_or_else(|ended| ended);
     shared.inventory().unsubscribe(subscription);
     ended
 }
@@ -103,10 +112,21 @@ async fn converse(
     let mut client = LocalityClient::new(endpoint.connect().await?);
     let (sender, receiver) = mpsc::channel(16);
     let mut outbox = Outbox { sender, sequence: 0 };
-    outbox.send(worker_message::Kind::Register(shared.registration.clone())).await?;
+    outbox
+        .send(worker_message::Kind::Register(shared.registration.clone()))
+        .await?;
     let status = |status| Ended::Status(Box::new(status));
-    let mut replies = client.report(ReceiverStream::new(receiver)).await.map_err(status)?.into_inner();
-    let registered = match replies.message().await.map_err(status)?.and_then(|message| message.kind) {
+    let mut replies = client
+        .report(ReceiverStream::new(receiver))
+        .await
+        .map_err(status)?
+        .into_inner();
+    let registered = match replies
+        .message()
+        .await
+        .map_err(status)?
+        .and_then(|message| message.kind)
+    {
         Some(service_message::Kind::Registered(registered)) => registered,
         Some(service_message::Kind::Refused(refused)) => return Err(Ended::Refused(refused.message)),
         Some(service_message::Kind::Resync(_)) | None => return Err(Ended::Closed),
@@ -114,7 +134,9 @@ async fn converse(
     info!(%replica, lease_ms = registered.lease_ms, "registered with the locality service");
 
     let everything = shared.inventory().everything(subscription);
-    outbox.send(worker_message::Kind::Heartbeat((shared.heartbeat)())).await?;
+    outbox
+        .send(worker_message::Kind::Heartbeat((shared.heartbeat)()))
+        .await?;
     outbox.send_everything(everything).await?;
 
     let mut heartbeats = interval(Duration::from_millis(registered.heartbeat_ms.max(100)));

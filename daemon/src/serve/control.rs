@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use cachelet_protocol::block::{BlockIndex, PageSet};
-use cachelet_protocol::ids::{FileId, Generation, Handle, ObjectName};
+use cachelet_protocol::block::PageSet;
+use cachelet_protocol::ids::{Generation, Handle, ObjectName};
 use cachelet_protocol::wire::{
-    BypassReason, Code, FLAG_DESCRIPTOR, FOLLOWS_DATA, FOLLOWS_GRANT, FOLLOWS_NOTHING, Fill, FrameHeader, FrameKind,
-    GrantStatus, Granted, HEADER_BYTES, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA, OPEN_NO_GRANT, Open,
-    Opened, Priority, Ready, RequestId, StoreRef, Used, VERSION, Welcome, encode,
+    BypassReason, Code, FLAG_DESCRIPTOR, FOLLOWS_DATA, FOLLOWS_GRANT, FOLLOWS_NOTHING, Fill, FrameHeader,
+    FrameKind, GrantStatus, Granted, HEADER_BYTES, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA,
+    OPEN_NO_GRANT, Open, Opened, Priority, Ready, RequestId, StoreRef, Used, VERSION, Welcome, encode,
 };
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -22,12 +22,10 @@ use crate::connection::{FrameReader, FrameWriter, ReadError};
 use crate::fill::{Filled, OpenObject};
 use crate::metrics::ReadPath;
 use crate::origin::{Authorization, Store};
-use crate::store::GrantStatus as StoreGrants;
+use crate::store::{BlockStore, GrantStatus as StoreGrants};
 
 /// Requests of one session under way at a time; further ones wait in the socket.
 const MAX_REQUESTS: usize = 64;
-/// A client may report at most this many times a block's length as read, each time it reports.
-const MAX_REREADS: u64 = 1024;
 
 /// Why a connection ended that did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -49,15 +47,29 @@ pub(super) async fn run(
     request: RequestId,
     hello: Hello,
 ) -> Result<(), Broken> {
-    let Some(session) = context.sessions.begin(Arc::clone(&writer), context.limits.max_sessions) else {
-        let detail = format!("this daemon serves {} sessions already (local.max_sessions)", context.limits.max_sessions);
+    let Some(session) = context
+        .sessions
+        .begin(Arc::clone(&writer), context.limits.max_sessions)
+    else {
+        let detail = format!(
+            "this daemon serves {} sessions already (local.max_sessions)",
+            context.limits.max_sessions
+        );
         let refusal = Refusal::bypass(BypassReason::Overloaded, detail);
         return Ok(writer.send(&refusal.frame(context, request)).await?);
     };
-    let _end = EndSession { context, session: &session };
+    let _end = EndSession {
+        context,
+        session: &session,
+    };
     tracing::debug!(session = %session.id, client = hello.client, application = hello.application, "session began");
-    writer.send(&encode(&welcome(context, &session), 0, request)).await?;
-    let connection = Connection { context, session: &session };
+    writer
+        .send(&encode(&welcome(context, &session), 0, request))
+        .await?;
+    let connection = Connection {
+        context,
+        session: &session,
+    };
     let mut requests = FuturesUnordered::new();
     loop {
         tokio::select! {
@@ -92,9 +104,12 @@ impl Drop for EndSession<'_> {
 pub(super) fn welcome(context: &Context, session: &Session) -> Welcome {
     let local = session.writer.stream().is_local();
     let (grants, reason) = match context.store.grants() {
-        _ if !local => (GrantStatus::Disabled, "descriptors cannot be passed over TCP".to_owned()),
+        _ if !local => (
+            GrantStatus::Disabled,
+            "descriptors cannot be passed over TCP".to_owned(),
+        ),
         StoreGrants::Enabled => (GrantStatus::Enabled, String::new()),
-        StoreGrants::Unprotected => (GrantStatus::Unprotected, String::new()),
+        StoreGrants::EnabledUnprotected => (GrantStatus::Unprotected, String::new()),
         StoreGrants::Disabled { reason } => (GrantStatus::Disabled, reason.clone()),
     };
     Welcome {
@@ -135,9 +150,16 @@ impl Connection<'_> {
     /// Handles one-way messages; requests are returned to be answered.
     async fn take(self, header: FrameHeader, payload: &[u8]) -> Result<Option<Request>, Broken> {
         let Some(kind) = header.known_kind() else {
-            let message = format!("this daemon (version {}) knows no request of kind {}", env!("CARGO_PKG_VERSION"), header.kind);
+            let message = format!(
+                "this daemon (version {}) knows no request of kind {}",
+                env!("CARGO_PKG_VERSION"),
+                header.kind
+            );
             let refusal = Refusal::failed(Code::Unsupported, message);
-            self.session.writer.send(&refusal.frame(self.context, header.request)).await?;
+            self.session
+                .writer
+                .send(&refusal.frame(self.context, header.request))
+                .await?;
             return Ok(None);
         };
         match Message::decode(kind, payload).transpose()? {
@@ -171,9 +193,11 @@ impl Connection<'_> {
             Err(Answer::Broken(broken)) => Err(broken),
             // A one-way request has nobody who waits for a reason.
             Err(Answer::Refused(_)) if request == 0 => Ok(()),
-            Err(Answer::Refused(refusal)) => {
-                Ok(self.session.writer.send(&refusal.frame(self.context, request)).await?)
-            }
+            Err(Answer::Refused(refusal)) => Ok(self
+                .session
+                .writer
+                .send(&refusal.frame(self.context, request))
+                .await?),
         }
     }
 
@@ -184,7 +208,10 @@ impl Connection<'_> {
         }
         let store = find_store(self.context, &open.path.bucket, open.path.scheme, &open.store)?;
         let (generation, version_id) = prove_right_to_read(&store, &open).await?;
-        let name = ObjectName { store: store.identity().clone(), path: open.path };
+        let name = ObjectName {
+            store: store.identity().clone(),
+            path: open.path,
+        };
         let object = Arc::new(OpenObject::new(store, name, generation.clone(), version_id));
         let size = generation.size_bytes;
         let Some(handle) = self.session.open(Arc::clone(&object)) else {
@@ -201,13 +228,26 @@ impl Connection<'_> {
         } else {
             FOLLOWS_NOTHING
         };
-        let opened = Opened { handle, generation, follows };
-        self.session.writer.send(&encode(&opened, 0, request)).await.map_err(Broken::from)?;
+        let opened = Opened {
+            handle,
+            generation,
+            follows,
+        };
+        self.session
+            .writer
+            .send(&encode(&opened, 0, request))
+            .await
+            .map_err(Broken::from)?;
         match follows {
             FOLLOWS_DATA => {
                 let bytes = data::whole(self.context, &object).await?;
                 self.context.metrics.count_read(ReadPath::Inline, size);
-                let header = FrameHeader { length: bytes.len() as u32, kind: FrameKind::Data as u8, flags: 0, request };
+                let header = FrameHeader {
+                    length: bytes.len() as u32,
+                    kind: FrameKind::Data as u8,
+                    flags: 0,
+                    request,
+                };
                 let mut frame = Vec::with_capacity(HEADER_BYTES + bytes.len());
                 frame.extend_from_slice(&header.to_bytes());
                 frame.extend_from_slice(&bytes);
@@ -221,7 +261,12 @@ impl Connection<'_> {
                 let length = size_of_blocks.length_of(block, size);
                 let end = first.saturating_add(open.length.max(1)).min(start + length);
                 let wanted = PageSet::covering(first - start..end - start);
-                let filled = self.context.filler.demand(&object, block, wanted).await.map_err(Refusal::from)?;
+                let filled = self
+                    .context
+                    .filler
+                    .demand(&object, block, wanted)
+                    .await
+                    .map_err(Refusal::from)?;
                 self.grant(request, handle, &filled).await
             }
             _ => Ok(()),
@@ -230,31 +275,60 @@ impl Connection<'_> {
 
     async fn fill(self, request: RequestId, fill: &Fill) -> Result<(), Answer> {
         self.context.metrics.count_request("fill");
-        let object = self.session.object(fill.handle).ok_or_else(|| unknown_handle(fill.handle))?;
-        let length = self.context.store.block_size().length_of(fill.block, object.generation.size_bytes);
+        let object = self
+            .session
+            .object(fill.handle)
+            .ok_or_else(|| unknown_handle(fill.handle))?;
+        let length = self
+            .context
+            .store
+            .block_size()
+            .length_of(fill.block, object.generation().size_bytes);
         let wanted = fill.pages.intersection(PageSet::all(length));
         if wanted.is_empty() {
-            let message = format!("block {} of this object has none of the pages asked for", fill.block);
+            let message = format!(
+                "block {} of this object has none of the pages asked for",
+                fill.block
+            );
             return Err(Refusal::failed(Code::InvalidRequest, message).into());
         }
         if fill.priority == Priority::Readahead {
-            self.context.filler.readahead(&object, fill.block, wanted).await.map_err(Refusal::from)?;
+            self.context
+                .filler
+                .readahead(&object, fill.block, wanted)
+                .await
+                .map_err(Refusal::from)?;
             if request == 0 {
                 return Ok(());
             }
-            let filled = self.context.filler.demand(&object, fill.block, PageSet::EMPTY).await.map_err(Refusal::from)?;
+            let filled = self
+                .context
+                .filler
+                .demand(&object, fill.block, PageSet::EMPTY)
+                .await
+                .map_err(Refusal::from)?;
             return self.grant_or_ready(request, fill, &filled).await;
         }
-        let filled = self.context.filler.demand(&object, fill.block, wanted).await.map_err(Refusal::from)?;
+        let filled = self
+            .context
+            .filler
+            .demand(&object, fill.block, wanted)
+            .await
+            .map_err(Refusal::from)?;
         self.grant_or_ready(request, fill, &filled).await
     }
 
     async fn grant_or_ready(self, request: RequestId, fill: &Fill, filled: &Filled) -> Result<(), Answer> {
         let file_id = filled.block.file_id();
-        if fill.file_id == file_id && self.session.held_block_length(file_id).is_some() {
-            let present = filled.block.present().intersection(filled.block.trusted());
+        if fill.file_id == file_id && self.session.holds(file_id) {
+            let present = filled.block.present();
             let ready = Ready { file_id, present };
-            return Ok(self.session.writer.send(&encode(&ready, 0, request)).await.map_err(Broken::from)?);
+            return Ok(self
+                .session
+                .writer
+                .send(&encode(&ready, 0, request))
+                .await
+                .map_err(Broken::from)?);
         }
         self.grant(request, fill.handle, filled).await
     }
@@ -274,7 +348,9 @@ impl Connection<'_> {
             )));
         }
         if !session.begin_grant(MAX_UNACKNOWLEDGED) {
-            return Err(no_grant(format!("{MAX_UNACKNOWLEDGED} descriptors are not acknowledged yet")));
+            return Err(no_grant(format!(
+                "{MAX_UNACKNOWLEDGED} descriptors are not acknowledged yet"
+            )));
         }
         let grant = match context.store.grant(block, session.id) {
             Ok(grant) => grant,
@@ -283,10 +359,10 @@ impl Connection<'_> {
                 return Err(no_grant(error.to_string()));
             }
         };
-        session.granted(grant.file_id, block.length());
+        session.granted(grant.file_id);
         let granted = Granted {
             handle,
-            block: block.index(),
+            block: block.identity().index(),
             file_id: grant.file_id,
             data_offset: grant.data_offset,
             crc_offset: grant.crc_offset,
@@ -295,7 +371,11 @@ impl Connection<'_> {
         };
         context.metrics.grants.inc();
         let frame = encode(&granted, FLAG_DESCRIPTOR, request);
-        Ok(session.writer.send_with_descriptor(&frame, grant.descriptor).await.map_err(Broken::from)?)
+        Ok(session
+            .writer
+            .send_with_descriptor(&frame, grant.fd)
+            .await
+            .map_err(Broken::from)?)
     }
 
     fn grants_enabled(self) -> bool {
@@ -307,20 +387,27 @@ impl Connection<'_> {
         self.context.metrics.count_request("invalidate");
         let path = &invalidate.path;
         let store = find_store(self.context, &path.bucket, path.scheme, &invalidate.store)?;
-        let name = ObjectName { store: store.identity().clone(), path: path.clone() };
-        let work = move |store: &crate::store::BlockStore| store.invalidate(&name);
+        let name = ObjectName {
+            store: store.identity().clone(),
+            path: path.clone(),
+        };
+        let work = move |store: &BlockStore| Ok(store.invalidate_every_generation(&name));
         let blocks = self.context.filler.on_disk(work).await.map_err(Refusal::from)?;
         let invalidated = Invalidated { blocks };
-        Ok(self.session.writer.send(&encode(&invalidated, 0, request)).await.map_err(Broken::from)?)
+        Ok(self
+            .session
+            .writer
+            .send(&encode(&invalidated, 0, request))
+            .await
+            .map_err(Broken::from)?)
     }
 
     /// An untrusted hint: only files that the session holds count, and no more than it could have read.
     fn used(self, used: &Used) {
         for file in &used.files {
-            if let Some(length) = self.session.held_block_length(file.file_id) {
-                let bytes = file.bytes.min(length.saturating_mul(MAX_REREADS));
+            if self.session.holds(file.file_id) {
+                let bytes = self.context.store.used(file.file_id, file.bytes, file.pages);
                 self.context.metrics.count_read(ReadPath::Local, bytes);
-                self.context.store.used(file.file_id, bytes, file.pages);
             }
         }
     }
@@ -345,7 +432,10 @@ impl From<Broken> for Answer {
 }
 
 pub(super) fn unknown_handle(handle: Handle) -> Refusal {
-    Refusal::failed(Code::UnknownHandle, format!("handle {handle} is not open in this session"))
+    Refusal::failed(
+        Code::UnknownHandle,
+        format!("handle {handle} is not open in this session"),
+    )
 }
 
 fn find_store(
@@ -355,14 +445,16 @@ fn find_store(
     asked: &StoreRef,
 ) -> Result<Arc<Store>, Refusal> {
     let unknown = |detail| Refusal::bypass(BypassReason::UnknownStore, detail);
-    let store = context
-        .stores
-        .find(scheme, bucket)
-        .ok_or_else(|| unknown(format!("no store is configured for {scheme}://{bucket} on this node")))?;
+    let store = context.stores.find(scheme, bucket).ok_or_else(|| {
+        unknown(format!(
+            "no store is configured for {scheme}://{bucket} on this node"
+        ))
+    })?;
     match &asked.fingerprint {
-        Some(fingerprint) if !store.fingerprint_matches(fingerprint, bucket) => {
-            Err(unknown(format!("the caller's store for {scheme}://{bucket} is not this node's ({})", store.name())))
-        }
+        Some(fingerprint) if !store.fingerprint_matches(fingerprint, bucket) => Err(unknown(format!(
+            "the caller's store for {scheme}://{bucket} is not this node's ({})",
+            store.name()
+        ))),
         _ => Ok(Arc::clone(store)),
     }
 }
@@ -377,10 +469,15 @@ async fn prove_right_to_read(store: &Store, open: &Open) -> Result<(Generation, 
         let detail = "the caller must present the object's etag and size (authorization = \"caller\")";
         return Err(Refusal::bypass(BypassReason::GenerationRequired, detail));
     }
-    let meta = store.head(&open.path).await.map_err(|error| Refusal::from(&error))?;
+    let meta = store
+        .head(&open.path)
+        .await
+        .map_err(|error| Refusal::from(&error))?;
     let generation = meta.generation.ok_or_else(|| {
-        Refusal::bypass(BypassReason::NotCacheable, format!("{} has no etag that can be trusted", open.path))
+        Refusal::bypass(
+            BypassReason::NotCacheable,
+            format!("{} has no etag that can be trusted", open.path),
+        )
     })?;
     Ok((generation, meta.version_id))
 }
-

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use cachelet_protocol::block::{BlockIndex, PAGE_BYTES, PageIndex, PageSet};
 use cachelet_protocol::ids::ObjectName;
 use cachelet_protocol::wire::{
-    Code, FLAG_MORE, FrameHeader, FrameKind, Hello, Message, PAGE_PREFIX_BYTES, PeerObject, Read, RequestId, Role,
-    encode, encode_page_prefix,
+    Code, FLAG_MORE, FrameHeader, FrameKind, Hello, Message, PAGE_PREFIX_BYTES, PeerObject, Read, RequestId,
+    Role, encode, encode_page_prefix,
 };
 use futures::StreamExt;
 use subtle::ConstantTimeEq;
@@ -23,8 +23,7 @@ use super::session::Session;
 use crate::connection::{FrameReader, FrameWriter};
 use crate::fill::{self, OpenObject};
 use crate::metrics::ReadPath;
-use crate::origin::RangeRequest;
-use crate::store::BlockIdentity;
+use crate::store::{BlockIdentity, BlockStore, DATA_OFFSET};
 
 /// Most bytes of one `Data` frame.
 const FRAME_BYTES: u64 = PAGE_BYTES;
@@ -66,16 +65,26 @@ pub(super) async fn run(
                 return Ok(writer.send(&refusal.frame(context, request)).await?);
             }
         },
-        Role::Control | Role::Peer => {
-            Arc::new(Session::new(cachelet_protocol::ids::SessionId(0), Arc::clone(&writer)))
-        }
+        Role::Control | Role::Peer => Arc::new(Session::new(
+            cachelet_protocol::ids::SessionId(0),
+            Arc::clone(&writer),
+        )),
     };
     writer.stream().enlarge_send_buffer();
-    writer.send(&encode(&welcome(context, &session), 0, request)).await?;
+    writer
+        .send(&encode(&welcome(context, &session), 0, request))
+        .await?;
     while let Some((header, payload)) = reader.next().await? {
         let _under_way = context.sessions.request();
-        let reply = Reply { context, writer: &writer, request: header.request };
-        let read = match header.known_kind().map(|kind| (kind, Message::decode(kind, &payload))) {
+        let reply = Reply {
+            context,
+            writer: &writer,
+            request: header.request,
+        };
+        let read = match header
+            .known_kind()
+            .map(|kind| (kind, Message::decode(kind, &payload)))
+        {
             Some((_, Some(Ok(Message::Read(read))))) => read,
             Some((_, Some(Err(error)))) => return Err(error.into()),
             Some((kind, _)) => return Err(Broken::Unexpected(kind)),
@@ -109,7 +118,7 @@ fn joined(context: &Context, hello: &Hello) -> Option<Arc<Session>> {
 
 /// All bytes of a small object.
 pub(super) async fn whole(context: &Arc<Context>, object: &Arc<OpenObject>) -> Result<Vec<u8>, Refusal> {
-    let length = object.generation.size_bytes;
+    let length = object.generation().size_bytes;
     let block = BlockIndex(0);
     for _ in 0..2 {
         let filled = match context.filler.demand(object, block, PageSet::all(length)).await {
@@ -118,9 +127,9 @@ pub(super) async fn whole(context: &Arc<Context>, object: &Arc<OpenObject>) -> R
             Err(error) => return Err(error.into()),
         };
         let block = Arc::clone(&filled.block);
-        let read = move |store: &crate::store::BlockStore| {
+        let read = move |store: &BlockStore| {
             let mut bytes = vec![0; length as usize];
-            store.read(&block, 0, &mut bytes).map(|()| bytes)
+            store.read(&block, 0..length, &mut bytes).map(|()| bytes)
         };
         // A file that turns out corrupt is set aside by reading it; the next round fills a new one.
         if let Ok(bytes) = context.filler.on_disk(read).await {
@@ -137,13 +146,11 @@ pub(super) async fn whole(context: &Arc<Context>, object: &Arc<OpenObject>) -> R
 }
 
 async fn pass_through(object: &OpenObject, range: Range<u64>) -> Result<crate::origin::ByteStream, Refusal> {
-    let request = RangeRequest {
-        path: object.name.path.clone(),
-        generation: object.generation.clone(),
-        version_id: object.version_id.clone(),
-        range,
-    };
-    object.store.get(&request).await.map_err(|error| Refusal::from(&error))
+    object
+        .store
+        .get(&object.range(range))
+        .await
+        .map_err(|error| Refusal::from(&error))
 }
 
 struct Reply<'a> {
@@ -155,19 +162,30 @@ struct Reply<'a> {
 impl Reply<'_> {
     fn head(&self, kind: FrameKind, length: usize, more: bool) -> Vec<u8> {
         let flags = if more { FLAG_MORE } else { 0 };
-        FrameHeader { length: length as u32, kind: kind as u8, flags, request: self.request }.to_bytes().to_vec()
+        FrameHeader {
+            length: length as u32,
+            kind: kind as u8,
+            flags,
+            request: self.request,
+        }
+        .to_bytes()
+        .to_vec()
     }
 
     /// Bytes of an open object, clamped to its end.
     async fn bytes(&self, object: &Arc<OpenObject>, read: &Read) -> Result<(), Stop> {
         self.context.metrics.count_request("read");
-        let size = object.generation.size_bytes;
+        let size = object.generation().size_bytes;
         let end = read.offset.saturating_add(read.length).min(size);
         if read.offset >= end {
             return Ok(self.writer.send(&self.head(FrameKind::Data, 0, false)).await?);
         }
         let blocks = self.context.store.block_size();
-        let path = if self.writer.stream().is_local() { ReadPath::Inline } else { ReadPath::Remote };
+        let path = if self.writer.stream().is_local() {
+            ReadPath::Inline
+        } else {
+            ReadPath::Remote
+        };
         let mut at = read.offset;
         while at < end {
             // A window ends where a page does, so that the next one begins with whole pages.
@@ -177,27 +195,46 @@ impl Reply<'_> {
             let window_end = ((at / WINDOW_BYTES + 1) * WINDOW_BYTES).min(block_end).min(end);
             let within = at - block_start..window_end - block_start;
             let ahead = window_end..(window_end + WINDOW_BYTES).min(block_end).min(end);
-            match self.context.filler.demand(object, block, PageSet::covering(within.clone())).await {
+            match self
+                .context
+                .filler
+                .demand(object, block, PageSet::covering(within.clone()))
+                .await
+            {
                 Ok(filled) => {
                     if !ahead.is_empty() {
                         let pages = PageSet::covering(ahead.start - block_start..ahead.end - block_start);
                         // Only a head start: what goes wrong shows when the window is demanded.
                         let _ = self.context.filler.readahead(object, block, pages).await;
                     }
-                    let file = filled.block.descriptor().map_err(Refusal::from)?;
+                    let block = Arc::clone(&filled.block);
+                    let file = self
+                        .context
+                        .filler
+                        .on_disk(move |store| store.file(&block))
+                        .await
+                        .map_err(Refusal::from)?;
                     let mut sent = within.start;
                     while sent < within.end {
                         let length = (within.end - sent).min(FRAME_BYTES);
                         let more = block_start + sent + length < end;
                         let head = self.head(FrameKind::Data, length as usize, more);
-                        let offset = filled.block.data_offset() + sent;
-                        self.writer.send_file(head, Arc::clone(&file), offset, length).await?;
+                        let offset = DATA_OFFSET + sent;
+                        self.writer
+                            .send_file(head, Arc::clone(&file), offset, length)
+                            .await?;
                         sent += length;
                     }
                     self.context.metrics.count_read(path, window_end - at);
-                    self.context.store.used(filled.block.file_id(), window_end - at, PageSet::covering(within));
+                    self.context.store.used(
+                        filled.block.file_id(),
+                        window_end - at,
+                        PageSet::covering(within),
+                    );
                 }
-                Err(fill::Error::NoSpace(_) | fill::Error::Store(_)) => self.pass_through(object, at..window_end, end).await?,
+                Err(fill::Error::NoSpace(_) | fill::Error::Store(_)) => {
+                    self.pass_through(object, at..window_end, end).await?;
+                }
                 Err(error) => return Err(Refusal::from(error).into()),
             }
             at = window_end;
@@ -217,7 +254,9 @@ impl Reply<'_> {
                 frame.extend_from_slice(piece);
                 self.writer.send(&frame).await?;
             }
-            self.context.metrics.count_read(ReadPath::PassThrough, chunk.len() as u64);
+            self.context
+                .metrics
+                .count_read(ReadPath::PassThrough, chunk.len() as u64);
         }
         Ok(())
     }
@@ -225,39 +264,59 @@ impl Reply<'_> {
     /// Pages that this worker holds, for a peer, each with its word; from the first that it does not hold on, none.
     async fn pages(&self, asked: &PeerObject, read: &Read) -> Result<(), Stop> {
         self.context.metrics.count_request("peer_read");
-        let name = ObjectName { store: asked.store.clone(), path: asked.path.clone() };
+        let name = ObjectName {
+            store: asked.store.clone(),
+            path: asked.path.clone(),
+        };
         let blocks = self.context.store.block_size();
         let index = blocks.block_at(read.offset);
         let start = read.offset - blocks.start_of(index);
         let length = blocks.length_of(index, asked.generation.size_bytes);
         let end = start.saturating_add(read.length).min(length);
-        if start % PAGE_BYTES != 0 || start >= end {
+        if !start.is_multiple_of(PAGE_BYTES) || start >= end {
             let message = "a peer asks for whole pages of one block";
             return Err(Refusal::failed(Code::InvalidRequest, message).into());
         }
         let not_held = || Refusal::failed(Code::NotHeld, "this worker does not hold these pages");
-        let identity = BlockIdentity::new(name, asked.generation.clone(), index);
-        let block = self.context.filler.cached(&identity).await.map_err(Refusal::from)?.ok_or_else(not_held)?;
+        let identity = BlockIdentity::of(name, asked.generation.clone(), index);
+        let block = self
+            .context
+            .filler
+            .cached(&identity)
+            .await
+            .map_err(Refusal::from)?
+            .ok_or_else(not_held)?;
         let wanted = PageSet::covering(start..end);
-        let held = wanted.intersection(block.present()).runs(u32::MAX).next().ok_or_else(not_held)?;
+        let held = wanted
+            .intersection(block.present().union(block.unverified()))
+            .runs(u32::MAX)
+            .next()
+            .ok_or_else(not_held)?;
         if u64::from(held.start) * PAGE_BYTES != start {
             return Err(not_held().into());
         }
         for page in held.clone().map(PageIndex) {
             let page_length = page.length_in(block.length()) as usize;
             let block = Arc::clone(&block);
-            let work = move |store: &crate::store::BlockStore| {
+            let work = move |store: &BlockStore| {
                 let mut bytes = vec![0; PAGE_PREFIX_BYTES + page_length];
-                store.read(&block, page.start(), &mut bytes[PAGE_PREFIX_BYTES..])?;
+                let range = page.start()..page.start() + page_length as u64;
+                store.read(&block, range, &mut bytes[PAGE_PREFIX_BYTES..])?;
                 let word = store.page_word(&block, page)?;
-                bytes[..PAGE_PREFIX_BYTES].copy_from_slice(&encode_page_prefix(block.index().0, page.0, word));
+                bytes[..PAGE_PREFIX_BYTES].copy_from_slice(&encode_page_prefix(
+                    block.identity().index().0,
+                    page.0,
+                    word,
+                ));
                 Ok(bytes)
             };
             let payload = self.context.filler.on_disk(work).await.map_err(|_| not_held())?;
             let mut frame = self.head(FrameKind::Page, payload.len(), page.0 + 1 < held.end);
             frame.extend_from_slice(&payload);
             self.writer.send(&frame).await?;
-            self.context.metrics.count_read(ReadPath::Peer, page_length as u64);
+            self.context
+                .metrics
+                .count_read(ReadPath::Peer, page_length as u64);
         }
         Ok(())
     }

@@ -16,11 +16,17 @@ pub(super) enum Refusal {
 
 impl Refusal {
     pub(super) fn bypass(reason: BypassReason, detail: impl Into<String>) -> Self {
-        Self::Bypass(Bypass { reason, detail: detail.into() })
+        Self::Bypass(Bypass {
+            reason,
+            detail: detail.into(),
+        })
     }
 
     pub(super) fn failed(code: Code, message: impl Into<String>) -> Self {
-        Self::Failed(Failed { code, message: message.into() })
+        Self::Failed(Failed {
+            code,
+            message: message.into(),
+        })
     }
 
     /// The frame that says so, counted.
@@ -49,9 +55,23 @@ impl fmt::Display for Refusal {
 
 impl From<&origin::Error> for Refusal {
     fn from(error: &origin::Error) -> Self {
-        match error.bypass_reason() {
-            Some(reason) => Self::bypass(reason, error.to_string()),
-            None => Self::failed(error.code(), error.to_string()),
+        let message = error.to_string();
+        match error {
+            origin::Error::UnsupportedKey { .. } => Self::bypass(BypassReason::UnsupportedKey, message),
+            origin::Error::NotCacheable { .. } => Self::bypass(BypassReason::NotCacheable, message),
+            origin::Error::NotServed { .. } | origin::Error::Config(_) => {
+                Self::bypass(BypassReason::UnknownStore, message)
+            }
+            origin::Error::NotFound { .. } => Self::failed(Code::NotFound, message),
+            origin::Error::PermissionDenied { .. } | origin::Error::Credentials { .. } => {
+                Self::failed(Code::PermissionDenied, message)
+            }
+            origin::Error::Changed { .. } => Self::failed(Code::ObjectChanged, message),
+            origin::Error::InvalidRange { .. } => Self::failed(Code::InvalidRequest, message),
+            origin::Error::Timeout { .. } => Self::failed(Code::DeadlineExceeded, message),
+            origin::Error::Throttled { .. }
+            | origin::Error::Unavailable { .. }
+            | origin::Error::BadReply { .. } => Self::failed(Code::OriginUnavailable, message),
         }
     }
 }
@@ -60,9 +80,11 @@ impl From<fill::Error> for Refusal {
     fn from(error: fill::Error) -> Self {
         match &error {
             fill::Error::Origin(origin) => Self::from(&**origin),
-            fill::Error::NoSpace(_) | fill::Error::Store(_) => Self::bypass(BypassReason::NoSpace, error.to_string()),
+            fill::Error::NoSpace(_) | fill::Error::Store(_) => {
+                Self::bypass(BypassReason::NoSpace, error.to_string())
+            }
             fill::Error::Stopping => Self::bypass(BypassReason::Draining, error.to_string()),
-            fill::Error::Deadline(_) => Self::failed(error.code(), error.to_string()),
+            fill::Error::Deadline(_) => Self::failed(Code::DeadlineExceeded, error.to_string()),
         }
     }
 }

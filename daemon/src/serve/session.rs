@@ -1,6 +1,6 @@
 //! Sessions: what each client process has opened and holds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -22,8 +22,8 @@ pub(super) struct Session {
     pub(super) writer: Arc<FrameWriter>,
     handles: Mutex<HashMap<Handle, Arc<OpenObject>>>,
     next_handle: AtomicU64,
-    /// Files granted and not released, each with its block's length.
-    granted: Mutex<HashMap<FileId, u64>>,
+    /// Files granted and not released.
+    granted: Mutex<HashSet<FileId>>,
     unacknowledged: AtomicU16,
 }
 
@@ -62,7 +62,9 @@ impl Session {
     /// Takes one of the session's few unacknowledged grants, unless all are taken.
     pub(super) fn begin_grant(&self, most: u16) -> bool {
         self.unacknowledged
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < most).then_some(count + 1))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                (count < most).then_some(count + 1)
+            })
             .is_ok()
     }
 
@@ -70,20 +72,21 @@ impl Session {
     pub(super) fn end_grants(&self, acknowledged: u16) {
         let _ = self
             .unacknowledged
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| Some(count.saturating_sub(acknowledged)));
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                Some(count.saturating_sub(acknowledged))
+            });
     }
 
-    pub(super) fn granted(&self, file: FileId, block_length: u64) {
-        lock(&self.granted).insert(file, block_length);
+    pub(super) fn granted(&self, file: FileId) {
+        lock(&self.granted).insert(file);
     }
 
     pub(super) fn released(&self, file: FileId) -> bool {
-        lock(&self.granted).remove(&file).is_some()
+        lock(&self.granted).remove(&file)
     }
 
-    /// The length of the block in a file that the session holds.
-    pub(super) fn held_block_length(&self, file: FileId) -> Option<u64> {
-        lock(&self.granted).get(&file).copied()
+    pub(super) fn holds(&self, file: FileId) -> bool {
+        lock(&self.granted).contains(&file)
     }
 }
 
@@ -124,11 +127,18 @@ impl SessionTable {
     }
 
     pub(super) fn end(&self, id: SessionId) {
-        self.sessions.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.sessions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
     }
 
     pub(super) fn get(&self, id: SessionId) -> Option<Arc<Session>> {
-        self.sessions.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.sessions
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
     }
 
     /// Counts a request as under way until the guard is dropped.

@@ -29,10 +29,14 @@ pub enum SocketError {
         length: usize,
     },
     /// Another daemon with this worker's UUID accepts connections.
-    #[error("a daemon already accepts connections at {0}; stop it first, or give this one another worker.uuid")]
+    #[error(
+        "a daemon already accepts connections at {0}; stop it first, or give this one another worker.uuid"
+    )]
     InUse(PathBuf),
     /// Something failed.
-    #[error("local.socket_dir = {directory}: cannot {action}: {source}; the directory must exist and be writable by the daemon")]
+    #[error(
+        "local.socket_dir = {directory}: cannot {action}: {source}; the directory must exist and be writable by the daemon"
+    )]
     Io {
         /// The directory.
         directory: PathBuf,
@@ -57,10 +61,17 @@ impl LocalSocket {
         let temporary = directory.join(format!(".{uuid}"));
         let length = temporary.as_os_str().len();
         if length > MAX_SOCKET_PATH_BYTES {
-            return Err(SocketError::PathTooLong { directory: directory.to_owned(), length });
+            return Err(SocketError::PathTooLong {
+                directory: directory.to_owned(),
+                length,
+            });
         }
         let failed = |action| {
-            move |source| SocketError::Io { directory: directory.to_owned(), action, source }
+            move |source| SocketError::Io {
+                directory: directory.to_owned(),
+                action,
+                source,
+            }
         };
         fs::create_dir_all(directory).map_err(failed("create it"))?;
         if UnixStream::connect(&path).is_ok() {
@@ -78,9 +89,14 @@ impl LocalSocket {
         };
         if let Err(source) = ready() {
             let _ = fs::remove_file(&temporary);
-            return Err(failed("set the socket's group and mode (local.socket_group)")(source));
+            return Err(failed("set the socket's group and mode (local.socket_group)")(
+                source,
+            ));
         }
-        Ok(Self { path, listener: Some(listener) })
+        Ok(Self {
+            path,
+            listener: Some(listener),
+        })
     }
 
     /// Where clients find it.
@@ -139,7 +155,11 @@ mod tests {
         let path = directory.path().join(uuid().to_string());
         UnixStream::connect(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary name is left");
+        assert_eq!(
+            fs::read_dir(directory.path()).unwrap().count(),
+            1,
+            "no temporary name is left"
+        );
         drop(socket);
         assert!(!path.exists());
     }
@@ -152,14 +172,19 @@ mod tests {
         fs::write(directory.path().join("notes.txt"), "not a socket").unwrap();
         let first = LocalSocket::bind(directory.path(), uuid(), None).unwrap();
         assert!(!stale.exists() && directory.path().join("notes.txt").exists());
-        assert!(matches!(LocalSocket::bind(directory.path(), uuid(), None), Err(SocketError::InUse(_))));
+        assert!(matches!(
+            LocalSocket::bind(directory.path(), uuid(), None),
+            Err(SocketError::InUse(_))
+        ));
         UnixStream::connect(first.path()).unwrap();
     }
 
     #[test]
     fn a_path_that_the_kernel_does_not_take_is_refused_with_its_length() {
         let directory = PathBuf::from(format!("/tmp/{}", "d".repeat(90)));
-        let error = LocalSocket::bind(&directory, uuid(), None).unwrap_err().to_string();
+        let error = LocalSocket::bind(&directory, uuid(), None)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("133 bytes") && error.contains("107"), "{error}");
         assert!(!directory.exists());
     }

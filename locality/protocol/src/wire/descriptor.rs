@@ -115,6 +115,11 @@ impl FrameReceiver {
         }
     }
 
+    /// Whether bytes are buffered, so that polling the socket alone would overlook a frame.
+    pub fn has_buffered(&self) -> bool {
+        self.start != self.end
+    }
+
     /// Waits for the next frame. After an error the connection must be dropped; descriptors that were queued are closed
     /// with the receiver.
     pub fn receive(&mut self) -> Result<ReceivedFrame, ReceiveError> {
