@@ -271,6 +271,11 @@ impl Service {
             .unwrap_or_else(|error| panic!("asking for locations failed: {error}"))
     }
 
+    /// `GET /metrics`.
+    pub fn metrics(&self) -> String {
+        get_text(&format!("http://{}/metrics", self.http))
+    }
+
     /// `GET /v1/nodes`.
     pub fn nodes(&self) -> Vec<Value> {
         let answer: Value = get_json(&format!("http://{}/v1/nodes", self.http));
@@ -452,6 +457,11 @@ impl Worker {
         get_json(&format!("http://{}/status", self.address("admin")))
     }
 
+    /// `GET /metrics` of its admin side.
+    pub fn metrics(&self) -> String {
+        get_text(&format!("http://{}/metrics", self.address("admin")))
+    }
+
     /// A number of its status, by JSON pointer, such as `/fill_bytes/origin`.
     pub fn count(&self, pointer: &str) -> u64 {
         let status = self.status();
@@ -472,6 +482,13 @@ fn mount_read_only(directory: &Path, target: &Path) {
 fn read_json(path: &Path) -> Value {
     let text = std::fs::read(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
     serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{} is no JSON: {error}", path.display()))
+}
+
+fn get_text(url: &str) -> String {
+    ureq::get(url)
+        .call()
+        .and_then(|mut answer| answer.body_mut().read_to_string())
+        .unwrap_or_else(|error| panic!("GET {url} failed: {error}"))
 }
 
 fn get_json(url: &str) -> Value {
