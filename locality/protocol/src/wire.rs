@@ -22,7 +22,7 @@ pub use frame::{
 pub use message::{
     Ack, Bypass, BypassReason, Code, DropFiles, FOLLOWS_DATA, FOLLOWS_GRANT, FOLLOWS_NOTHING, Failed, Fill,
     GrantStatus, Granted, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA, OPEN_NO_GRANT, Open, Opened,
-    Payload, PeerObject, Priority, Read, Ready, Release, Role, StoreRef, Used, UsedFile, Welcome,
+    Payload, PeerObject, Priority, READ_VERIFY, Read, Ready, Release, Role, StoreRef, Used, UsedFile, Welcome,
 };
 
 /// The only version of the protocol so far.

@@ -197,6 +197,8 @@ messages! {
         length: u64,
         /// Set by peers, who open nothing.
         peer: Option<PeerObject>,
+        /// [`READ_VERIFY`].
+        flags: u32,
     }
 
     /// One-way: what the caller read from files it holds since it last told. An untrusted hint.
@@ -260,6 +262,9 @@ messages! {
 pub const OPEN_NO_GRANT: u32 = 1;
 /// [`Open::flags`]: the caller wants the generation only; nothing is fetched and nothing follows.
 pub const OPEN_NO_DATA: u32 = 2;
+/// [`Read::flags`]: compare what is on disk with its checksums before it is sent. The caller held the file and found it
+/// wanting, or asks for every byte to be compared.
+pub const READ_VERIFY: u32 = 1;
 /// [`Opened::follows`]: nothing (an empty object, [`OPEN_NO_DATA`], [`OPEN_NO_GRANT`], or a session without grants).
 pub const FOLLOWS_NOTHING: u8 = 0;
 /// [`Opened::follows`]: `Granted` for the block at the first range, or a `Bypass` or `Failed` in its place.
@@ -553,10 +558,10 @@ mod tests {
         }
 
         #[test]
-        fn peer_reads_read_as_written_and_never_from_less(path in path(), generation in generation(), offset: u64, length: u64, hops: u8) {
+        fn peer_reads_read_as_written_and_never_from_less(path in path(), generation in generation(), offset: u64, length: u64, hops: u8, flags: u32) {
             let store = StoreIdentity::new("endpoint").unwrap();
             let peer = Some(PeerObject { store, path, generation, hops });
-            round_trip(&Read { handle: Handle(0), offset, length, peer });
+            round_trip(&Read { handle: Handle(0), offset, length, peer, flags });
         }
 
         #[test]
