@@ -43,7 +43,7 @@ async fn a_thousand_paths_are_answered_within_50_ms() {
         let answer = service.post("/v1/locations", &body).await;
         best = best.min(begun.elapsed());
         let answer = answer.json();
-        let answered = answer["paths"].as_array().unwrap();
+        let answered = answer["locations"].as_array().unwrap();
         assert_eq!(answered.len(), 1_000);
         for (number, path) in answered.iter().enumerate() {
             assert_eq!(path["path"], format!("s3a://lake/t/part-{number}"));
@@ -68,7 +68,7 @@ async fn candidates_are_respected() {
         let answer = service
             .locations(&json!({"paths": ["s3a://lake/k"], "candidates": candidates}))
             .await;
-        answer["paths"][0]["blocks"][0]["nodes"]
+        answer["locations"][0]["blocks"][0]["nodes"]
             .as_array()
             .unwrap()
             .iter()
@@ -103,7 +103,7 @@ async fn a_wrong_path_does_not_fail_the_others() {
             {"path": "s3a://lake/\u{0}\u{1F600} +%2F//../", "size_bytes": 1},
         ]}))
         .await;
-    let of = |index: usize| &answer["paths"][index];
+    let of = |index: usize| &answer["locations"][index];
     assert_eq!(
         (&of(0)["known"], &of(0)["error"]["code"]),
         (&json!(false), &json!("invalid_path"))
@@ -157,7 +157,7 @@ async fn a_request_that_makes_no_sense_is_refused_with_the_field_named() {
     }
     assert_eq!(
         service.post("/v1/locations", b"{\"paths\": []}").await.text(),
-        r#"{"paths":[]}"#
+        r#"{"locations":[]}"#
     );
 }
 

@@ -26,7 +26,7 @@ async fn a_registered_worker_is_told_its_lease_and_is_in_the_answers() {
     until_first_block(&service, "k", &["node-a/resident"]).await;
     let answer = service.locations(&json!({"paths": ["s3a://lake/k"]})).await;
     assert_eq!(
-        answer["paths"][0],
+        answer["locations"][0],
         json!({
             "path": "s3a://lake/k", "known": true, "size_bytes": 1, "etag": "e", "block_bytes": BLOCK_BYTES,
             "blocks": [{"index": 0, "offset": 0, "length": 1, "nodes": [{

@@ -311,7 +311,7 @@ pub async fn first_block(service: &Service, key: &str) -> Vec<String> {
     let answer = service
         .locations(&serde_json::json!({"paths": [{"path": path, "size_bytes": 1}]}))
         .await;
-    let nodes = answer["paths"][0]["blocks"][0]["nodes"]
+    let nodes = answer["locations"][0]["blocks"][0]["nodes"]
         .as_array()
         .cloned()
         .unwrap_or_default();
