@@ -28,7 +28,7 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(2);
 pub trait Facts: Send + Sync + 'static {
     /// What keeps clients from being served; empty: nothing.
     fn problems(&self) -> Vec<String>;
-    /// The metrics as OpenMetrics text.
+    /// The metrics as `OpenMetrics` text.
     fn metrics(&self) -> String;
     /// The status as JSON.
     fn status(&self) -> serde_json::Value;

@@ -269,7 +269,7 @@ impl App {
         match tokio::task::spawn_blocking(move || store.close_clean()).await {
             Ok(Ok(())) => info!("stopped; the cache is closed cleanly"),
             Ok(Err(error)) => {
-                warn!(%error, "the cache could not be closed cleanly; it will be verified at the next start")
+                warn!(%error, "the cache could not be closed cleanly; it will be verified at the next start");
             }
             Err(error) => warn!(%error, "closing the cache failed; it will be verified at the next start"),
         }
@@ -417,7 +417,7 @@ async fn distribute(
                 warn!(path = %path.display(), %damage, "a damaged block file was set aside; its block is fetched again");
             }
             Some(Event::Failed(error)) => {
-                warn!(%error, "the cache directory failed; what was lost is fetched again")
+                warn!(%error, "the cache directory failed; what was lost is fetched again");
             }
         }
     }

@@ -282,7 +282,7 @@ fn wait_if_full(stream: &Stream, errno: nix::errno::Errno) -> io::Result<()> {
 mod tests {
     use super::*;
     use cachelet_protocol::wire::{Ack, encode};
-    use std::io::Write;
+    use std::io::{Read, Write};
 
     fn pair() -> (std::os::unix::net::UnixStream, Arc<Stream>) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -367,7 +367,7 @@ mod tests {
         (&file).write_all(&content).unwrap();
         let receiving = std::thread::spawn(move || {
             let mut all = vec![0; 4 + 2_000_000];
-            std::io::Read::read_exact(&mut receiver, &mut all).unwrap();
+            receiver.read_exact(&mut all).unwrap();
             all
         });
         let writer = Arc::new(FrameWriter::new(stream));

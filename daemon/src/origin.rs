@@ -21,6 +21,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use cachelet_protocol::ids::{BucketName, Generation, ObjectPath, Scheme, StoreFingerprint, StoreIdentity};
 use futures::stream::BoxStream;
+use object_store::client::DnsResolver;
 use reqsign_core::{Env, OsEnv};
 use tokio::sync::Semaphore;
 
@@ -82,10 +83,22 @@ pub struct Stores {
 impl Stores {
     /// Builds the stores of a configuration. Sends no request; see [`Store::check`].
     pub fn build(configs: &[StoreConfig]) -> Result<Self, Error> {
-        Self::build_in(configs, Arc::new(OsEnv), &Clock::system())
+        Self::build_at(configs, Clock::system())
     }
 
-    fn build_in(configs: &[StoreConfig], env: Arc<dyn Env>, clock: &Clock) -> Result<Self, Error> {
+    /// As [`Stores::build`], by another clock: a test need not wait until a directory's new files are cacheable.
+    pub fn build_at(configs: &[StoreConfig], clock: Clock) -> Result<Self, Error> {
+        Self::build_in(
+            configs,
+            &Surroundings {
+                env: Arc::new(OsEnv),
+                clock,
+                resolver: None,
+            },
+        )
+    }
+
+    fn build_in(configs: &[StoreConfig], surroundings: &Surroundings) -> Result<Self, Error> {
         for (index, config) in configs.iter().enumerate() {
             config.validate()?;
             for other in &configs[..index] {
@@ -95,11 +108,11 @@ impl Stores {
         if configs.is_empty() {
             return Ok(Self::default());
         }
-        let context = chain::context(env).map_err(|_| Error::Unavailable {
+        let context = chain::context(Arc::clone(&surroundings.env)).map_err(|_| Error::Unavailable {
             endpoint: "the TLS library".into(),
             reason: "no client can be built: check the system's CA certificates and proxy settings".into(),
         })?;
-        let build = |config: &StoreConfig| Store::new(config, &context, clock.clone()).map(Arc::new);
+        let build = |config: &StoreConfig| Store::new(config, &context, surroundings).map(Arc::new);
         Ok(Self {
             stores: configs.iter().map(build).collect::<Result<_, _>>()?,
         })
@@ -190,17 +203,21 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    fn new(config: &StoreConfig, context: &reqsign_core::Context, clock: Clock) -> Result<Self, Error> {
+    fn new(
+        config: &StoreConfig,
+        context: &reqsign_core::Context,
+        surroundings: &Surroundings,
+    ) -> Result<Self, Error> {
+        let remote = |signing| -> Result<Backend, Error> {
+            let resolver = surroundings.resolver.clone();
+            Ok(Backend::Remote(Box::new(remote::Remote::new(
+                config, signing, resolver,
+            )?)))
+        };
         let backend = match config.kind {
-            StoreKind::S3 => Backend::Remote(Box::new(remote::Remote::new(
-                config,
-                s3::signing(config, context),
-            )?)),
-            StoreKind::Oss => Backend::Remote(Box::new(remote::Remote::new(
-                config,
-                oss::signing(config, context)?,
-            )?)),
-            StoreKind::File => Backend::Directory(file::Directory::new(config, clock)),
+            StoreKind::S3 => remote(s3::signing(config, context))?,
+            StoreKind::Oss => remote(oss::signing(config, context)?)?,
+            StoreKind::File => Backend::Directory(file::Directory::new(config, surroundings.clock.clone())),
         };
         Ok(Self {
             name: config.name.as_str().into(),
@@ -399,13 +416,27 @@ fn spellings(scheme: Scheme, endpoint: &Endpoint, region: &str, aliases: &[Strin
         .collect()
 }
 
+/// What stores take from outside of their configuration; tests bring their own.
+struct Surroundings {
+    env: Arc<dyn Env>,
+    clock: Clock,
+    /// `None`: the system's.
+    resolver: Option<Arc<dyn DnsResolver>>,
+}
+
 /// The wall clock, as the kernel stamps files with it.
 #[derive(Clone)]
-struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
 
 impl Clock {
-    fn system() -> Self {
-        Self(Arc::new(SystemTime::now))
+    /// The system's.
+    pub fn system() -> Self {
+        Self::new(SystemTime::now)
+    }
+
+    /// One that says what `now` says.
+    pub fn new(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
     }
 
     fn now(&self) -> SystemTime {

@@ -154,11 +154,14 @@ async fn resolve(service: &str) -> Result<Vec<SocketAddr>, String> {
 #[derive(Debug, Clone)]
 pub struct Holders {
     client: LocalityClient<Channel>,
-    recent: Arc<Mutex<HashMap<SegmentQuestion, (tokio::time::Instant, Vec<grpc::Holder>)>>>,
+    recent: Arc<Mutex<Answers>>,
 }
 
 /// A segment whose holders are asked for: path id, etag, size, segment.
 type SegmentQuestion = (Vec<u8>, String, u64, u32);
+
+/// Answers, and when they came.
+type Answers = HashMap<SegmentQuestion, (tokio::time::Instant, Vec<grpc::Holder>)>;
 
 /// How long an answer is used.
 const ANSWER_AGE: Duration = Duration::from_secs(1);
@@ -208,9 +211,7 @@ impl Holders {
         holders
     }
 
-    fn answers(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<SegmentQuestion, (tokio::time::Instant, Vec<grpc::Holder>)>> {
+    fn answers(&self) -> std::sync::MutexGuard<'_, Answers> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

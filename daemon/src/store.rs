@@ -52,8 +52,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use cachelet_protocol::block::{BlockIndex, BlockSize};
-use cachelet_protocol::ids::{Epoch, FileId, ObjectId, SessionId};
 use cachelet_protocol::residency::Residency;
+use cachelet_protocol::ids::{Epoch, FileId, ObjectId, SessionId};
 
 use block::Key;
 use descriptors::Descriptors;
@@ -65,7 +65,7 @@ use marker::Suspects;
 pub use admission::{FillGuard, Reservation};
 pub use block::{Block, BlockIdentity, ObjectIdentity};
 pub use error::Error;
-pub use format::{CRC_OFFSET, DATA_OFFSET, Damage};
+pub use format::{CRC_OFFSET, DATA_OFFSET, Damage, check_header, with_header_checksum};
 pub use grant::{Grant, GrantStatus};
 pub use recovery::Recovery;
 pub use status::{BlockStatus, LedgerSnapshot};
@@ -113,11 +113,15 @@ pub enum Reason {
     Corrupt(Damage),
     /// It could not be written or brought to disk.
     WriteFailed,
+    /// Somebody else removed or replaced it.
+    Vanished,
 }
 
-/// Something happened that other parts of the daemon react to. Events come from the thread that caused them, outside
-/// every lock; events of different threads about one block may come in either order, so whoever keeps state asks the
-/// store for it.
+/// Something happened that other parts of the daemon react to.
+///
+/// Events come from the thread that caused them, so handling one is quick and calls nothing that touches the disk; cheap
+/// calls of the store are fine. Events of different threads about one block may come in either order: whoever keeps
+/// state asks the store for it.
 #[derive(Debug)]
 pub enum Event {
     /// There is more, or nothing any more, of a block here.
@@ -170,6 +174,8 @@ struct Inner {
     suspects: Suspects,
     descriptors: Descriptors,
     listener: Listener,
+    /// Held by the scan, so that there is one. Taken before everything else.
+    recovering: Mutex<()>,
     state: Mutex<State>,
     /// Signalled when a key is no longer busy, the scan is over, or the last page write is.
     changed: Condvar,
@@ -245,6 +251,7 @@ impl BlockStore {
             descriptors: Descriptors::new(config.max_open_files),
             next_file: AtomicU64::new((epoch.0 << 32) + 1),
             listener: Box::new(listener),
+            recovering: Mutex::new(()),
             state: Mutex::new(state),
             changed: Condvar::new(),
             _lock: held,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use cachelet_protocol::ids::{BucketName, Scheme, StoreIdentity};
 use serde::{Deserialize, Serialize};
 
-use super::endpoint::{Endpoint, is_region};
+use super::endpoint::{Endpoint, is_region, is_remote_bucket};
 
 /// One store, as the `[[store]]` table of the daemon's TOML file spells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -262,6 +262,10 @@ impl StoreConfig {
             Some(prefix) if prefix.contains('*') => Err(refused(text, "has a `*` that is not at its end")),
             Some(prefix) => Ok(BucketPattern::Prefix(prefix.to_owned())),
             None if text.contains('*') => Err(refused(text, "has a `*` that is not at its end")),
+            None if self.kind != StoreKind::File && !is_remote_bucket(text) => Err(refused(
+                text,
+                "is no bucket name: use letters, digits, `-`, `_` and single dots",
+            )),
             None => match BucketName::new(text.as_str()) {
                 Ok(name) => Ok(BucketPattern::Name(name)),
                 Err(invalid) => Err(refused(text, &format!("is no bucket name: {}", invalid.reason))),

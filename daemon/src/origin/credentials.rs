@@ -57,6 +57,7 @@ pub(super) struct Refreshing<C> {
 }
 
 struct Inner<C> {
+    store: Box<str>,
     source: Box<dyn Source<C>>,
     state: Mutex<State<C>>,
 }
@@ -95,7 +96,8 @@ impl<C> Drop for Refreshing<C> {
 }
 
 impl<C: Send + Sync + 'static> Refreshing<C> {
-    pub(super) fn new(source: impl Source<C>) -> Self {
+    /// `store`: the store's name, for the log.
+    pub(super) fn new(store: &str, source: impl Source<C>) -> Self {
         let state = State {
             kept: None,
             in_flight: None,
@@ -104,6 +106,7 @@ impl<C: Send + Sync + 'static> Refreshing<C> {
         };
         Self {
             inner: Arc::new(Inner {
+                store: store.into(),
                 source: Box::new(source),
                 state: Mutex::new(state),
             }),
@@ -178,7 +181,10 @@ impl<C: Send + Sync + 'static> Inner<C> {
                     .kept
                     .as_ref()
                     .is_some_and(|kept| kept.usable_until.is_none_or(|until| now < until));
-                tracing::warn!(%error, valid, "refreshing credentials failed; the kept ones stay in use while valid");
+                // Without a valid credential the readers are told, and what becomes of them is logged there.
+                if valid {
+                    tracing::warn!(store = %self.store, %error, "refreshing credentials failed: the kept ones stay in use");
+                }
                 state.not_before = Some(now + if valid { RETRY_VALID } else { RETRY_INVALID });
                 state.last_error = Some(error.clone());
                 Err(error)
@@ -249,7 +255,7 @@ mod tests {
             life,
         };
         let handle = Handle(Arc::new(fake));
-        (handle.clone(), Refreshing::new(handle))
+        (handle.clone(), Refreshing::new("lake", handle))
     }
 
     const HOUR: Duration = Duration::from_hours(1);

@@ -135,6 +135,17 @@ pub(super) fn is_region(text: &str) -> bool {
         && edge(text.bytes().last())
 }
 
+/// Whether a text can be a bucket of a store behind HTTP. Callers choose it, and it becomes part of host names and
+/// paths: `evil.example.com?` or `..` must not lead a signed request elsewhere.
+pub(super) fn is_remote_bucket(text: &str) -> bool {
+    let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
+    text.bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+        && edge(text.bytes().next())
+        && edge(text.bytes().last())
+        && !text.contains("..")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

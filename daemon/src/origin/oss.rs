@@ -36,20 +36,26 @@ const S3_VERSION: HeaderName = HeaderName::from_static("x-amz-version-id");
 /// How requests to an OSS store are signed.
 pub(super) fn signing(config: &StoreConfig, context: &Context) -> Result<Signing, ConfigError> {
     let credentials = if let Some(keys) = Keys::of(config) {
-        Some(Refreshing::new(ConfiguredKeys::<Credential> {
-            keys,
-            context: context.clone(),
-            build: |access_key_id, access_key_secret, security_token| Credential {
-                access_key_id,
-                access_key_secret,
-                security_token,
-                expires_in: None,
+        Some(Refreshing::new(
+            &config.name,
+            ConfiguredKeys::<Credential> {
+                keys,
+                context: context.clone(),
+                build: |access_key_id, access_key_secret, security_token| Credential {
+                    access_key_id,
+                    access_key_secret,
+                    security_token,
+                    expires_in: None,
+                },
             },
-        }))
+        ))
     } else {
         match config.credentials {
             CredentialsKind::Anonymous => None,
-            CredentialsKind::Chain => Some(Refreshing::new(Chain::new(context.clone(), places(), REMEDY))),
+            CredentialsKind::Chain => Some(Refreshing::new(
+                &config.name,
+                Chain::new(context.clone(), places(), REMEDY),
+            )),
         }
     };
     let region = config.resolved_region()?;

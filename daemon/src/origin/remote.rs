@@ -11,7 +11,9 @@ use cachelet_protocol::ids::{BucketName, Etag, Generation, ObjectKey, ObjectPath
 use futures::StreamExt;
 use http::StatusCode;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredentialProvider};
-use object_store::client::{HttpClient, HttpConnector, HttpError, HttpErrorKind, ReqwestConnector};
+use object_store::client::{
+    DnsResolver, HttpClient, HttpConnector, HttpError, HttpErrorKind, ReqwestConnector,
+};
 use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, RetryConfig};
 use tokio::sync::OwnedSemaphorePermit;
@@ -19,7 +21,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::checked::{ExactBody, Mismatch, RangedHead, check_head};
 use super::config::{Addressing, StoreConfig};
 use super::credentials::Missing;
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, is_remote_bucket};
 use super::transport::{Dialect, Observed, Transport};
 use super::{ByteStream, ConfigError, Error, ObjectMeta, RangeRequest};
 
@@ -52,7 +54,11 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    pub(super) fn new(config: &StoreConfig, signing: Signing) -> Result<Self, Error> {
+    pub(super) fn new(
+        config: &StoreConfig,
+        signing: Signing,
+        resolver: Option<Arc<dyn DnsResolver>>,
+    ) -> Result<Self, Error> {
         let endpoint = config.resolved_endpoint()?;
         let options = ClientOptions::new()
             .with_user_agent(http::HeaderValue::from_static(concat!(
@@ -64,6 +70,10 @@ impl Remote {
             .with_read_timeout(config.read_timeout)
             .with_timeout(config.request_timeout)
             .with_pool_max_idle_per_host(config.max_concurrent_requests as usize);
+        let options = match resolver {
+            Some(resolver) => options.with_dns_resolver(resolver),
+            None => options,
+        };
         let client = ReqwestConnector::default().connect(&options).map_err(|_| {
             Error::Config(ConfigError {
                 store: config.name.as_str().into(),
@@ -86,7 +96,7 @@ impl Remote {
 
     pub(super) async fn head(&self, path: &ObjectPath) -> Result<ObjectMeta, Error> {
         let key = object_store_path(path)?;
-        let (bucket, transport) = self.bucket(&path.bucket)?;
+        let (bucket, transport) = self.bucket(path)?;
         let options = GetOptions {
             head: true,
             ..GetOptions::default()
@@ -122,7 +132,7 @@ impl Remote {
             range,
         } = request;
         let key = object_store_path(path)?;
-        let (bucket, transport) = self.bucket(&path.bucket)?;
+        let (bucket, transport) = self.bucket(path)?;
         let options = GetOptions {
             if_match: Some(generation.etag.to_header()),
             range: Some(GetRange::Bounded(range.clone())),
@@ -165,7 +175,7 @@ impl Remote {
             bucket: probed,
             key,
         };
-        let (store, transport) = self.bucket(&path.bucket)?;
+        let (store, transport) = self.bucket(&path)?;
         let key = object_store_path(&path)?;
         // Not a HEAD: only a GET's error reply has a body, which tells a missing bucket from a missing object.
         let outcome = store.get_opts(&key, GetOptions::default()).await;
@@ -213,7 +223,16 @@ impl Remote {
 
     /// The store of one bucket for one request, and what will have been seen of its reply. Cheap: everything that
     /// takes time or memory (connections, credentials) is shared.
-    fn bucket(&self, bucket: &BucketName) -> Result<(AmazonS3, Transport), Error> {
+    fn bucket(&self, path: &ObjectPath) -> Result<(AmazonS3, Transport), Error> {
+        let bucket = &path.bucket;
+        if !is_remote_bucket(bucket.as_str()) {
+            let reason =
+                "its bucket's name is not of letters, digits, `-`, `_` and single dots, or ends in one";
+            return Err(Error::UnsupportedKey {
+                path: path.clone(),
+                reason,
+            });
+        }
         let dialect = match &self.signing {
             Signing::Dialect(dialects) => Some(dialects.of_bucket(bucket)),
             Signing::Aws(_) | Signing::Anonymous => None,

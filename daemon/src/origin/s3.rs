@@ -22,26 +22,26 @@ const REMEDY: &str = "set access_key_id and secret_access_key_file, the AWS_ACCE
 /// How requests to an S3 store are signed.
 pub(super) fn signing(config: &StoreConfig, context: &Context) -> Signing {
     if let Some(keys) = Keys::of(config) {
-        return Signing::Aws(Arc::new(Credentials(Refreshing::new(ConfiguredKeys::<
-            Credential,
-        > {
-            keys,
-            context: context.clone(),
-            build: |access_key_id, secret_access_key, session_token| Credential {
-                access_key_id,
-                secret_access_key,
-                session_token,
-                expires_in: None,
+        return Signing::Aws(Arc::new(Credentials(Refreshing::new(
+            &config.name,
+            ConfiguredKeys::<Credential> {
+                keys,
+                context: context.clone(),
+                build: |access_key_id, secret_access_key, session_token| Credential {
+                    access_key_id,
+                    secret_access_key,
+                    session_token,
+                    expires_in: None,
+                },
             },
-        }))));
+        ))));
     }
     match config.credentials {
         CredentialsKind::Anonymous => Signing::Anonymous,
-        CredentialsKind::Chain => Signing::Aws(Arc::new(Credentials(Refreshing::new(Chain::new(
-            context.clone(),
-            places(config),
-            REMEDY,
-        ))))),
+        CredentialsKind::Chain => Signing::Aws(Arc::new(Credentials(Refreshing::new(
+            &config.name,
+            Chain::new(context.clone(), places(config), REMEDY),
+        )))),
     }
 }
 

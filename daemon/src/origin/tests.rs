@@ -5,4 +5,5 @@ mod hostile;
 mod oss_signature;
 mod routing;
 mod server;
+mod sources;
 mod wire;

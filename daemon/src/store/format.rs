@@ -50,7 +50,7 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use cachelet_protocol::block::{
-    BlockIndex, BlockSize, CHUNK_BYTES, CHUNKS_PER_PAGE, MAX_PAGES_PER_BLOCK, PAGE_BYTES, PageIndex, PageSet,
+    BlockIndex, BlockSize, CHUNKS_PER_PAGE, MAX_PAGES_PER_BLOCK, PAGE_BYTES, PageIndex, PageSet,
 };
 use cachelet_protocol::ids::{FileId, Generation, ObjectId, ObjectName, ObjectPath};
 use cachelet_protocol::integrity::{ChunkCrcs, PageWord, crc32c};
@@ -191,6 +191,27 @@ impl Header {
             Err(damage) => Decoded::Damaged(damage),
         }
     }
+}
+
+/// Whether a file begins with a header: `None` for one of this version, `Some` with the version of one that is not known
+/// here. Any bytes are safe to give.
+pub fn check_header(bytes: &[u8]) -> Result<Option<u32>, Damage> {
+    match Header::decode(bytes) {
+        Decoded::Header(_) => Ok(None),
+        Decoded::Foreign(version) => Ok(Some(version)),
+        Decoded::Damaged(damage) => Err(damage),
+    }
+}
+
+/// The first bytes of a file, made a header's length, with magic and checksum put right: how a fuzzer gets behind them.
+pub fn with_header_checksum(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes.resize(HEADER_BYTES, 0);
+    bytes[..MAGIC.len()].copy_from_slice(MAGIC);
+    bytes[CRC_FIELD].fill(0);
+    let crc = crc32c(&bytes);
+    bytes[CRC_FIELD].copy_from_slice(&crc.to_le_bytes());
+    bytes
 }
 
 /// What is left of a header to read.

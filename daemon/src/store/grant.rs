@@ -89,26 +89,25 @@ impl Source {
         })
     }
 
-    fn open_block(&self, block: &Block) -> Result<File, Error> {
+    /// `None` if the block's file is not at its path.
+    fn open_block(&self, block: &Block) -> Result<Option<File>, Error> {
         let path = self.layout.block(block.identity().key());
-        let file_id = block.file_id();
-        let file = read_only_options()
-            .open(&path)
-            .map_err(|error| match error.kind() {
-                ErrorKind::NotFound => Error::Evicted { file_id },
-                _ => Error::io("open for granting", &path, error),
-            })?;
+        let file = match read_only_options().open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("open for granting", &path, error)),
+        };
         let metadata = file
             .metadata()
             .map_err(|error| Error::io("inspect", &path, error))?;
         if Inode::of(&metadata) != block.inode {
-            return Err(Error::Evicted { file_id });
+            return Ok(None);
         }
         if self.status == GrantStatus::Enabled && !is_read_only_mount(&file) {
             let reason = format!("{} is no longer mounted read-only", self.layout.root().display());
             return Err(Error::GrantsDisabled { reason });
         }
-        Ok(file)
+        Ok(Some(file))
     }
 }
 
@@ -139,7 +138,13 @@ impl BlockStore {
             had
         };
         // Retired in between or not: a descriptor of this very inode shows this block's bytes.
-        let file = self.inner.grants.open_block(block).inspect_err(|_| {
+        let opened = match self.inner.grants.open_block(block) {
+            Ok(Some(file)) => Ok(file),
+            Ok(None) if block.is_retired() => Err(Error::Evicted { file_id }),
+            Ok(None) => Err(self.not_at_its_path(block)),
+            Err(error) => Err(error),
+        };
+        let file = opened.inspect_err(|_| {
             if !had {
                 self.release(session, file_id);
             }
@@ -152,6 +157,20 @@ impl BlockStore {
             length: block.length(),
             present: block.present(),
         })
+    }
+
+    /// A block that is in the cache, and whose file the granting path does not show.
+    fn not_at_its_path(&self, block: &Arc<Block>) -> Error {
+        let path = self.inner.layout.block(block.identity().key());
+        match std::fs::symlink_metadata(&path) {
+            Ok(metadata) if Inode::of(&metadata) == block.inode => Error::GrantsDisabled {
+                reason: format!(
+                    "{} no longer shows what the cache directory holds",
+                    self.inner.grants.layout.root().display()
+                ),
+            },
+            _ => self.vanished(block),
+        }
     }
 }
 

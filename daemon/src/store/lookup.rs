@@ -16,7 +16,8 @@ use super::format::{Decoded, Header, TABLES_END, presence};
 use super::layout::{Layout, block_options, create_options};
 use super::ledger::Place;
 use super::retire::allocated_bytes;
-use super::{Block, BlockIdentity, BlockStore, DATA_OFFSET, Damage, Error, Event, Reservation};
+use super::{
+    Block, BlockIdentity, BlockStore, DATA_OFFSET, Damage, Error, Event, Reason, Reservation, };
 
 /// The right to work on a key's path.
 pub(super) struct Claim<'a> {
@@ -168,7 +169,7 @@ impl BlockStore {
         if !adopted {
             return self.quarantine_path(key, charge, Damage::FileId).map(|()| None);
         }
-        if self.state().recovered || expected.is_some() {
+        if expected.is_some() {
             self.inner.descriptors.keep(file_id, Arc::new(found.file));
         }
         self.emit_residency(&block, Residency::None);
@@ -193,34 +194,40 @@ impl BlockStore {
         .collect()
     }
 
-    /// The kept descriptor of a block's file, or a new one.
-    pub(super) fn file_of(&self, block: &Block) -> Result<Arc<File>, Error> {
+    /// The kept descriptor of a block's file, or a new one. A block whose file somebody else removed is retired.
+    pub(super) fn file_of(&self, block: &Arc<Block>) -> Result<Arc<File>, Error> {
         let file_id = block.file_id();
-        let gone = || Error::Evicted { file_id };
         if block.is_retired() {
-            return Err(gone());
+            return Err(Error::Evicted { file_id });
         }
         if let Some(file) = self.inner.descriptors.get(file_id) {
             return Ok(file);
         }
         let path = self.inner.layout.block(block.identity().key());
-        let file = block_options().open(&path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => gone(),
-            _ => Error::io("open", &path, error),
-        })?;
-        let metadata = file
-            .metadata()
-            .map_err(|error| Error::io("inspect", &path, error))?;
-        if Inode::of(&metadata) != block.inode {
-            return Err(gone());
-        }
+        let opened = block_options()
+            .open(&path)
+            .and_then(|file| Ok((Inode::of(&file.metadata()?), file)));
+        let file = match opened {
+            Ok((inode, file)) if inode == block.inode => file,
+            Ok(_) => return Err(self.vanished(block)),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(self.vanished(block)),
+            Err(error) => return Err(Error::io("open", &path, error)),
+        };
         let file = self.inner.descriptors.keep(file_id, Arc::new(file));
         if block.is_retired() {
             // It may have been retired, and its descriptor taken, before this one was kept.
             self.inner.descriptors.take(file_id);
-            return Err(gone());
+            return Err(Error::Evicted { file_id });
         }
         Ok(file)
+    }
+
+    /// A block's path shows another file, or none: nothing can be done with the block any more.
+    pub(super) fn vanished(&self, block: &Arc<Block>) -> Error {
+        self.retire(block, &Reason::Vanished);
+        Error::Evicted {
+            file_id: block.file_id(),
+        }
     }
 
     /// Says how much of a block is here, if that is not what it was.
@@ -230,6 +237,17 @@ impl BlockStore {
             self.emit(Event::BlockChanged {
                 identity: block.identity().clone(),
                 residency,
+            });
+        }
+    }
+
+    /// Says that nothing of a block is here any more, if something was.
+    pub(super) fn emit_residency_lost(&self, block: &Block) {
+        if block.residency() != Residency::None {
+            let identity = block.identity().clone();
+            self.emit(Event::BlockChanged {
+                identity,
+                residency: Residency::None,
             });
         }
     }

@@ -11,7 +11,7 @@ use super::ledger::Place;
 use super::lookup::Claimed;
 use super::marker::{Marker, Suspects, boot_id};
 use super::retire::{Outcome, allocated_bytes};
-use super::{BlockStore, Error, Event, Reason};
+use super::{BlockStore, Error, Event, Reason, lock};
 
 /// Threads of the scan: it waits for the disk, and small reads want a queue.
 const SCAN_THREADS: usize = 4;
@@ -35,6 +35,7 @@ impl BlockStore {
     /// Accounts for every file in the cache directory, once; then lets space be given out. Serving need not wait for it.
     /// Touches the disk for long: give it a thread of its own.
     pub fn recover(&self) -> Recovery {
+        let _once = lock(&self.inner.recovering);
         if !self.state().recovered {
             self.adopt_quarantine();
             let next_shard = AtomicU32::new(0);
@@ -149,20 +150,15 @@ impl BlockStore {
                 Ok(entry) => entry,
                 Err(error) => return self.emit(Event::Failed(Error::io("list", &path, error))),
             };
-            let key = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| Layout::parse_block(shard, name));
-            let loaded = match key {
-                Some(key) => self.claim(key).and_then(|claimed| match claimed {
-                    Claimed::Loaded(_) => Ok(()),
-                    Claimed::Unknown(claim) => self.load(&claim, None).map(drop),
-                }),
-                None => {
-                    self.count_foreign(&entry);
-                    continue;
-                }
+            let name = entry.file_name();
+            let Some(key) = name.to_str().and_then(|name| Layout::parse_block(shard, name)) else {
+                self.count_foreign(&entry);
+                continue;
             };
+            let loaded = self.claim(key).and_then(|claimed| match claimed {
+                Claimed::Loaded(_) => Ok(()),
+                Claimed::Unknown(claim) => self.load(&claim, None).map(drop),
+            });
             if let Err(error) = loaded {
                 self.count_foreign(&entry);
                 self.emit(Event::Failed(error));

@@ -4,7 +4,6 @@
 //! old file under the name of the new one. A file that should go because of what is in it and cannot be removed makes
 //! its block unusable here (`banned`); one that should merely make room stays.
 
-use cachelet_protocol::residency::Residency;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -59,10 +58,7 @@ impl BlockStore {
     pub fn invalidate_every_generation(&self, name: &cachelet_protocol::ids::ObjectName) -> u32 {
         let blocks: Vec<_> = {
             let state = self.state();
-            let same = state
-                .index
-                .values()
-                .filter(|block| block.identity().object().name() == name);
+            let same = state.index.values().filter(|block| block.identity().object().name() == name);
             same.map(Arc::clone).collect()
         };
         blocks.iter().for_each(|block| self.remove(block));
@@ -80,70 +76,30 @@ impl BlockStore {
         files.into_iter().filter_map(|file| self.prove_free(file)).sum()
     }
 
-    /// Takes a block's file out of the cache.
+    /// Takes a block's file out of the cache. For space only if no fill is in flight.
     pub(super) fn retire(&self, block: &Arc<Block>, reason: &Reason) -> Outcome {
-        let key = block.identity().key();
         if !self.begin_retirement(block, reason) {
             return Outcome::Gone;
         }
+        // Nobody leases a retired block any more: these are all.
+        let sessions = self.state().ledger.holders(block.file_id()).to_vec();
         let removed = self.remove_file(block, reason);
-        let residency = block.residency();
-        let failed = {
-            let mut state = self.state();
-            state.busy.remove(&key);
-            let failed = match removed {
-                Ok(Removed::Unlinked(file)) => {
-                    state.ledger.relocate(block.file_id(), Place::Unlinked);
-                    state.unlinked.insert(block.file_id(), file);
-                    None
+        match self.end_retirement(block, reason, removed) {
+            Ok(()) => {}
+            Err(error) => {
+                self.emit(Event::Failed(error));
+                if *reason == Reason::Space {
+                    return Outcome::Failed;
                 }
-                Ok(Removed::Quarantined(path)) => {
-                    state.ledger.relocate(block.file_id(), Place::Quarantined);
-                    state.quarantine.push_back((block.file_id(), path));
-                    None
-                }
-                Ok(Removed::NotThere) => {
-                    state.ledger.reclaim(block.file_id());
-                    None
-                }
-                Err(error) if *reason == Reason::Space => {
-                    revive(&mut state, block);
-                    Some(error)
-                }
-                Err(error) => {
-                    state.banned.insert(key);
-                    Some(error)
-                }
-            };
-            self.inner.descriptors.set_pinned(state.unlinked.len());
-            failed
-        };
-        self.inner.changed.notify_all();
-        if let Some(error) = failed {
-            self.emit(Event::Failed(error));
-            if *reason == Reason::Space {
-                return Outcome::Failed;
             }
         }
-        let sessions = {
-            let mut state = self.state();
-            if *reason == Reason::Space {
-                state.counts.evictions += 1;
-            }
-            state.ledger.holders(block.file_id()).to_vec()
-        };
         self.emit(Event::Evicted {
             file_id: block.file_id(),
             identity: block.identity().clone(),
             sessions,
             reason: reason.clone(),
         });
-        if residency != Residency::None {
-            self.emit(Event::BlockChanged {
-                identity: block.identity().clone(),
-                residency: Residency::None,
-            });
-        }
+        self.emit_residency_lost(block);
         self.trim_quarantine();
         self.prove_free(block.file_id())
             .map_or(Outcome::Held, Outcome::Freed)
@@ -278,10 +234,59 @@ impl BlockStore {
         true
     }
 
+    /// Makes the ledger and the index say what became of the file.
+    fn end_retirement(
+        &self,
+        block: &Arc<Block>,
+        reason: &Reason,
+        removed: Result<Removed, Error>,
+    ) -> Result<(), Error> {
+        let key = block.identity().key();
+        let file_id = block.file_id();
+        if removed.is_ok() {
+            self.inner.descriptors.take(file_id);
+        }
+        let result = {
+            let mut state = self.state();
+            state.busy.remove(&key);
+            let result = match removed {
+                Ok(Removed::Unlinked(file)) => {
+                    state.ledger.relocate(file_id, Place::Unlinked);
+                    state.unlinked.insert(file_id, file);
+                    Ok(())
+                }
+                Ok(Removed::Quarantined(path)) => {
+                    state.ledger.relocate(file_id, Place::Quarantined);
+                    state.quarantine.push_back((file_id, path));
+                    Ok(())
+                }
+                Ok(Removed::NotThere) => {
+                    state.ledger.reclaim(file_id);
+                    Ok(())
+                }
+                Err(error) => {
+                    if *reason == Reason::Space {
+                        revive(&mut state, block);
+                    } else {
+                        state.banned.insert(key);
+                    }
+                    Err(error)
+                }
+            };
+            if *reason == Reason::Space && result.is_ok() {
+                state.counts.evictions += 1;
+            }
+            self.inner.descriptors.set_pinned(state.unlinked.len());
+            result
+        };
+        self.inner.changed.notify_all();
+        result
+    }
+
     fn remove_file(&self, block: &Arc<Block>, reason: &Reason) -> Result<Removed, Error> {
         let key = block.identity().key();
         let path = self.inner.layout.block(key);
-        let file = match self.inner.descriptors.take(block.file_id()) {
+        let file = match self.inner.descriptors.get(block.file_id()) {
             Some(file) => file,
             None => match layout::block_options().open(&path) {
                 Ok(file) => Arc::new(file),

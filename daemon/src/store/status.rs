@@ -8,7 +8,7 @@ use cachelet_protocol::block::PageSet;
 use cachelet_protocol::ids::FileId;
 
 use super::block::Key;
-use super::{Block, BlockIdentity, BlockStore};
+use super::{Block, BlockIdentity, BlockStore, };
 
 /// Blocks looked at under one lock.
 const BATCH: usize = 1024;
@@ -136,9 +136,9 @@ impl BlockStore {
             };
             let Some(last) = batch.last() else { return };
             after = Bound::Excluded(last.identity().key());
-            batch
-                .iter()
-                .for_each(|block| show(BlockStatus::from(block.as_ref())));
+            for block in &batch {
+                show(BlockStatus::from(block.as_ref()));
+            }
         }
     }
 }

@@ -5,5 +5,6 @@
 #![cfg(test)]
 
 mod docs;
+mod lifecycle;
 mod reads;
 mod support;

@@ -24,12 +24,12 @@ impl Fixture {
 
     fn seen_after(age: Duration) -> Self {
         let root = tempfile::tempdir().unwrap();
-        let clock = Clock(Arc::new(move || SystemTime::now() + age));
+        let clock = Clock::new(move || SystemTime::now() + age);
         let config = StoreConfig {
             root: Some(root.path().to_owned()),
             ..StoreConfig::new("data", StoreKind::File)
         };
-        let store = build_at(&config, &clock);
+        let store = build_at(&config, clock);
         Self { root, store }
     }
 
@@ -149,7 +149,7 @@ async fn a_change_time_in_the_future_is_not_trusted() {
     };
     let store = build_at(
         &config,
-        &Clock(Arc::new(|| SystemTime::now() - Duration::from_hours(1))),
+        Clock::new(|| SystemTime::now() - Duration::from_hours(1)),
     );
     assert_eq!(store.head(&object("a")).await.unwrap().generation, None);
 }

@@ -5,14 +5,22 @@ use std::sync::Arc;
 use cachelet_protocol::ids::{BucketName, Scheme, StoreFingerprint};
 use reqsign_core::StaticEnv;
 
-use super::super::{Clock, Error, StoreConfig, StoreKind, Stores};
+use super::super::{Clock, Error, StoreConfig, StoreKind, Stores, Surroundings};
 
 fn parse(toml: &str) -> StoreConfig {
     toml::from_str(toml).unwrap_or_else(|error| panic!("{error}\n{toml}"))
 }
 
 fn stores(configs: &[StoreConfig]) -> Result<Stores, Error> {
-    Stores::build_in(configs, Arc::new(StaticEnv::default()), &Clock::system())
+    let env = Arc::new(StaticEnv::default());
+    Stores::build_in(
+        configs,
+        &Surroundings {
+            env,
+            clock: Clock::system(),
+            resolver: None,
+        },
+    )
 }
 
 fn bucket(name: &str) -> BucketName {
@@ -78,6 +86,7 @@ fn a_bad_value_is_refused_with_its_key_and_a_remedy() {
         (s3, "endpoint = \"https://u:p@s3.example.com\"", "endpoint"),
         (local, "buckets = [\"a*b\"]", "buckets"),
         (local, "buckets = [\"a/b\"]", "buckets"),
+        (local, "buckets = [\"a..b\"]", "buckets"),
         (local, "buckets = [\"\"]", "buckets"),
         (local, "addressing = \"virtual\"", "addressing"),
         (local, "endpoint_aliases = [\"https://x\"]", "endpoint_aliases"),

@@ -14,11 +14,14 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use object_store::client::{DnsFuture, DnsResolver};
 use reqsign_core::StaticEnv;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::super::{ByteStream, Clock, Error, RangeRequest, Store, StoreConfig, StoreKind, Stores};
+use super::super::{
+    ByteStream, Clock, Error, RangeRequest, Store, StoreConfig, StoreKind, Stores, Surroundings,
+};
 
 /// A request as it arrived: method, path with query, headers.
 pub(super) type Seen = Request<()>;
@@ -89,24 +92,51 @@ pub(super) const SECRET: &str = "wJalrXUtnFEMI+verySecret";
 
 /// Builds one store in an environment that holds [`SECRET`] in `TEST_SECRET`.
 pub(super) fn build(config: &StoreConfig) -> Arc<Store> {
-    build_at(config, &Clock::system())
+    build_in(config, &[("TEST_SECRET", SECRET)])
 }
 
-pub(super) fn build_at(config: &StoreConfig, clock: &Clock) -> Arc<Store> {
-    let envs = [
-        ("TEST_SECRET".to_owned(), SECRET.to_owned()),
-        ("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned()),
-        (
-            "ALIBABA_CLOUD_ECS_METADATA_DISABLED".to_owned(),
-            "true".to_owned(),
-        ),
+/// Builds one store in an environment without metadata services, besides what is given.
+pub(super) fn build_in(config: &StoreConfig, envs: &[(&str, &str)]) -> Arc<Store> {
+    let quiet = [
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+        ("ALIBABA_CLOUD_ECS_METADATA_DISABLED", "true"),
     ];
-    let env = StaticEnv {
-        home_dir: None,
-        envs: envs.into(),
+    let envs = quiet
+        .iter()
+        .chain(envs)
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    build_with(
+        config,
+        StaticEnv {
+            home_dir: None,
+            envs: envs.collect(),
+        },
+        Clock::system(),
+    )
+}
+
+pub(super) fn build_at(config: &StoreConfig, clock: Clock) -> Arc<Store> {
+    build_with(config, StaticEnv::default(), clock)
+}
+
+fn build_with(config: &StoreConfig, env: StaticEnv, clock: Clock) -> Arc<Store> {
+    let surroundings = Surroundings {
+        env: Arc::new(env),
+        clock,
+        resolver: Some(Arc::new(Loopback)),
     };
-    let stores = Stores::build_in(std::slice::from_ref(config), Arc::new(env), clock).unwrap();
+    let stores = Stores::build_in(std::slice::from_ref(config), &surroundings).unwrap();
     Arc::clone(stores.iter().next().unwrap())
+}
+
+/// Every name is this machine's.
+#[derive(Debug)]
+struct Loopback;
+
+impl DnsResolver for Loopback {
+    fn resolve(&self, _host: &str) -> DnsFuture {
+        Box::pin(async { Ok(vec![std::net::Ipv4Addr::LOCALHOST.into()]) })
+    }
 }
 
 pub(super) fn full(bytes: impl Into<Bytes>) -> Body {

@@ -1,9 +1,9 @@
 //! What goes out: keys byte for byte, conditions, addressing, credentials.
 
-use cachelet_protocol::ids::ObjectPath;
+use cachelet_protocol::ids::{BucketName, ObjectPath};
 use http::Response;
 
-use super::super::{Addressing, CredentialsKind, RangeRequest, StoreConfig};
+use super::super::{Addressing, CredentialsKind, RangeRequest, StoreConfig, StoreKind};
 use super::server::{Seen, Server, build, full, partial, request};
 
 async fn echo() -> Server {
@@ -114,9 +114,54 @@ async fn a_key_that_would_become_another_one_is_refused_and_never_sent() {
     assert_eq!(server.seen().len(), 0);
 }
 
+#[tokio::test]
+async fn no_bucket_leads_a_signed_request_to_another_host_or_path() {
+    for addressing in [Addressing::Path, Addressing::Virtual] {
+        let server = echo().await;
+        let store = build(&StoreConfig {
+            endpoint: Some(format!("http://store.test:{}", server.address.port())),
+            allow_http: true,
+            addressing: Some(addressing),
+            ..server.s3()
+        });
+        for bucket in [
+            "evil.test?",
+            "evil.test#",
+            "u@evil.test",
+            "..",
+            ".",
+            "a..b",
+            "a%2fb",
+            "a b",
+            "é",
+            "evil:1",
+            "a\\b",
+            ".a",
+            "a.",
+        ] {
+            let path: ObjectPath = format!("s3://{bucket}/key").parse().unwrap();
+            let asked = RangeRequest {
+                path: path.clone(),
+                ..request("s3://bucket/x")
+            };
+            assert_eq!(
+                store.get(&asked).await.err().unwrap().code(),
+                "unsupported_key",
+                "{bucket}"
+            );
+            assert_eq!(
+                store.head(&path).await.unwrap_err().code(),
+                "unsupported_key",
+                "{bucket}"
+            );
+        }
+        assert_eq!(server.seen().len(), 0);
+    }
+}
+
 fn oss(server: &Server) -> StoreConfig {
     StoreConfig {
-        kind: super::super::StoreKind::Oss,
+        kind: StoreKind::Oss,
         region: Some("cn-hangzhou".into()),
         ..server.s3()
     }
@@ -177,26 +222,53 @@ async fn anonymous_requests_carry_no_signature() {
 
 #[tokio::test]
 async fn a_virtual_hosted_request_names_its_bucket_in_the_host() {
-    // Every name under localhost is the loopback address (RFC 6761), here by the resolver of the test's client.
-    let config = |server: &Server| StoreConfig {
-        endpoint: Some(format!("http://localhost:{}", server.address.port())),
-        addressing: Some(Addressing::Virtual),
-        ..server.s3()
-    };
-    let server = echo().await;
-    let store = build(&config(&server));
-    let outcome = store.get(&request("s3://bucket/a b")).await;
-    if let Err(error) = &outcome {
-        // A resolver that does not know the rule: the host asked for is in no reply, but in the name looked up.
-        assert!(error.is_retryable(), "{error}");
-        return;
+    for kind in [Server::s3, oss] {
+        let config = |server: &Server| StoreConfig {
+            endpoint: Some(format!("http://store.test:{}", server.address.port())),
+            allow_http: true,
+            addressing: Some(Addressing::Virtual),
+            ..kind(server)
+        };
+        let seen = send(config, "a b").await;
+        let host = seen.headers()["host"].to_str().unwrap();
+        assert!(host.starts_with("bucket.store.test:"), "{host}");
+        assert_eq!(seen.uri().path(), "/a%20b");
     }
-    let seen = server.seen().remove(0);
+}
+
+#[test]
+fn each_kind_addresses_buckets_as_its_cloud_wants_it() {
+    let addressing = |config: &StoreConfig, bucket: &str| {
+        let bucket = BucketName::new(bucket).unwrap();
+        config.addressing_of(&config.resolved_endpoint().unwrap(), &bucket)
+    };
+    let aws = StoreConfig {
+        region: Some("eu-west-1".into()),
+        ..StoreConfig::new("a", StoreKind::S3)
+    };
+    assert_eq!(addressing(&aws, "lake"), Addressing::Virtual);
     assert_eq!(
-        seen.headers()["host"],
-        format!("bucket.localhost:{}", server.address.port()).as_str()
+        addressing(&aws, "lake.example.com"),
+        Addressing::Path,
+        "no certificate has such a name"
     );
-    assert_eq!(seen.uri().path(), "/a%20b");
+    let minio = StoreConfig {
+        endpoint: Some("https://minio.example.com".into()),
+        ..aws
+    };
+    assert_eq!(addressing(&minio, "lake"), Addressing::Path);
+    let oss = StoreConfig {
+        region: Some("cn-hangzhou".into()),
+        ..StoreConfig::new("a", StoreKind::Oss)
+    };
+    assert_eq!(addressing(&oss, "lake"), Addressing::Virtual);
+    for endpoint in ["http://127.0.0.1:9000", "http://localhost:9000"] {
+        let local = StoreConfig {
+            endpoint: Some(endpoint.into()),
+            ..oss.clone()
+        };
+        assert_eq!(addressing(&local, "lake"), Addressing::Path, "{endpoint}");
+    }
 }
 
 #[tokio::test]
