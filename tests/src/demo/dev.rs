@@ -87,7 +87,7 @@ impl DevCluster {
             }
             Store::Directory(root) => {
                 command = command
-                    .args(["--store", "file", "--name", DIRECTORY_STORE, "--root"])
+                    .args(["--store", "file", "--store-name", DIRECTORY_STORE, "--root"])
                     .arg(root);
             }
         }
@@ -251,8 +251,8 @@ impl DevCluster {
         let sockets = self.node(0).socket_dir.display();
         format!(
             "\nEverything keeps running until Ctrl-C (or kill {pid}). In another terminal:\n  \
-             {cachelet} status --service {http}\n  \
-             {cachelet} locate --service {http} {example}\n  \
+             {cachelet} status --service http://{http}\n  \
+             {cachelet} locate --service http://{http} {example}\n  \
              {cachelet} cat --socket-dir {sockets} {example} | sha256sum",
             pid = std::process::id(),
         )
