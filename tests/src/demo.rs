@@ -25,6 +25,8 @@ pub use stop::Stop;
 
 /// How long the locality service may take to learn what a worker holds.
 const RESIDENCY_DEADLINE: Duration = Duration::from_mins(1);
+/// Stages that take longer say so.
+const WORTH_TELLING: Duration = Duration::from_secs(1);
 
 /// What to show.
 #[derive(Debug, Clone)]
@@ -103,7 +105,7 @@ pub fn run(settings: &Settings, stop: &Stop) -> Result<(), Error> {
     };
     let mut cluster = stage.run(
         "starting the locality service and 2 workers (cachelet dev)",
-        || DevCluster::start(&store, &ground.create("cluster")?, &ground.create("logs")?, stop),
+        || DevCluster::start(store, &ground.create("cluster")?, &ground.logs, stop),
     )?;
     let report = read_every_way(settings, &stage, &objects, server.as_ref(), &mut cluster)?;
     let path = dir.join("report.json");
@@ -120,8 +122,6 @@ pub fn run(settings: &Settings, stop: &Stop) -> Result<(), Error> {
         }
     }
     stage.always("stopping everything", || cluster.end())?;
-    drop(server);
-    ground.clear()?;
     if failures.is_empty() {
         Ok(())
     } else {
@@ -158,7 +158,7 @@ fn read_every_way(
         || cluster.wait_until_resident(objects, 0, RESIDENCY_DEADLINE, stage.stop),
     )?;
     passes.push(through("peer", "node-2, from its peer", 1, cluster)?);
-    stage.run("restarting node-1", || cluster.restart(0, stage.stop))?;
+    stage.run("restarting the cluster", || cluster.restart(stage.stop))?;
     passes.push(through("restart", "node-1, after a restart", 0, cluster)?);
     passes.push(stage.run("reading the plain local files", || {
         runner.run("local_file", "plain local file", &LocalFiles::new(), None)
@@ -193,18 +193,22 @@ fn minimal_store(ground: &Ground, stage: &Stage<'_>) -> Result<(Vec<DemoObject>,
     Ok((objects, Store::Directory(root)))
 }
 
-/// The directory of what runs: fresh at the start, removed at the end, kept with its logs after a failure.
+/// The directory of what runs: fresh at the start, removed at the end however that comes. Logs are beside it, and stay.
 struct Ground {
     dir: PathBuf,
+    logs: PathBuf,
 }
 
 impl Ground {
     fn prepare(demo_dir: &Path) -> Result<Self, Error> {
         let ground = Self {
             dir: demo_dir.join("run"),
+            logs: demo_dir.join("logs"),
         };
-        ground.clear()?;
-        std::fs::create_dir_all(&ground.dir).map_err(Error::file("create", &ground.dir))?;
+        for dir in [&ground.dir, &ground.logs] {
+            clear(dir)?;
+            std::fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
+        }
         Ok(ground)
     }
 
@@ -213,13 +217,21 @@ impl Ground {
         std::fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
         Ok(dir)
     }
+}
 
-    fn clear(&self) -> Result<(), Error> {
-        if self.dir.exists() {
-            remove_tree(&self.dir).map_err(Error::file("remove", &self.dir))?;
+impl Drop for Ground {
+    fn drop(&mut self) {
+        if let Err(error) = clear(&self.dir) {
+            say(&error.to_string());
         }
-        Ok(())
     }
+}
+
+fn clear(dir: &Path) -> Result<(), Error> {
+    if dir.exists() {
+        remove_tree(dir).map_err(Error::file("remove", dir))?;
+    }
+    Ok(())
 }
 
 /// Says what is going on and how long it took.
@@ -237,20 +249,18 @@ impl Stage<'_> {
     /// Runs one stage.
     #[allow(clippy::unused_self, reason = "it reads as its sibling does")]
     fn always<T>(&self, what: &str, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-        let mut out = std::io::stdout();
-        // Nobody may be reading any more; that is no reason to stop half-way.
-        let _ = write!(out, "==> {what} ...").and_then(|()| out.flush());
+        say(&format!("==> {what}"));
         let started = Instant::now();
         let result = work();
-        let took = started.elapsed().as_secs_f64();
-        let _ = match &result {
-            Ok(_) => writeln!(out, " {took:.1} s"),
-            Err(_) => writeln!(out),
-        };
+        let took = started.elapsed();
+        if result.is_ok() && took >= WORTH_TELLING {
+            say(&format!("    {:.1} s", took.as_secs_f64()));
+        }
         result
     }
 }
 
 fn say(text: &str) {
+    // Nobody may be reading any more; that is no reason to stop half-way.
     let _ = writeln!(std::io::stdout(), "{text}");
 }

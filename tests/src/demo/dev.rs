@@ -3,9 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -34,21 +31,19 @@ pub(super) struct Node {
     pub(super) socket_dir: PathBuf,
     /// `host:port`.
     admin: String,
-    pid: i32,
-    config: PathBuf,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-struct Locality {
+struct Service {
     /// `host:port`.
     http: String,
-    status_url: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 struct Ready {
     nodes: Vec<Node>,
-    locality: Locality,
+    service: Service,
+    status_page: String,
 }
 
 /// Bytes that the workers brought in so far.
@@ -61,65 +56,31 @@ pub(super) struct Fills {
 /// The running cluster.
 #[derive(Debug)]
 pub(super) struct DevCluster {
-    /// A worker that the demo restarted is its own child; it ends first.
-    restarted: Vec<Process>,
-    dev: Process,
-    ready: Ready,
+    store: Store,
     dir: PathBuf,
     logs: PathBuf,
+    dev: Process,
+    ready: Ready,
 }
 
 impl DevCluster {
     /// Starts two workers over `store`, with everything they keep in `dir`.
-    pub(super) fn start(store: &Store, dir: &Path, logs: &Path, stop: &Stop) -> Result<Self, Error> {
-        let ready_file = dir.join("ready.json");
-        let mut command = Process::binary("cachelet")
-            .args(["dev", "--nodes", "2", "--dir"])
-            .arg(dir)
-            .arg("--ready-file")
-            .arg(&ready_file);
-        match store {
-            Store::S3(endpoint) => {
-                command = command
-                    .args(["--store", "s3", "--path-style", "--region", REGION])
-                    .args(["--s3-endpoint", endpoint])
-                    .envs(S3Server::credentials_env());
-            }
-            Store::Directory(root) => {
-                command = command
-                    .args(["--store", "file", "--store-name", DIRECTORY_STORE, "--root"])
-                    .arg(root);
-            }
-        }
-        let mut dev = command.start(logs);
-        let deadline = Instant::now() + DEADLINE;
-        let ready = loop {
-            stop.check()?;
-            if let Some(ready) = read_ready(&ready_file)? {
-                break ready;
-            }
-            if !dev.is_running() {
-                return Err(Error::Cluster(format!(
-                    "cachelet dev ended before the cluster was ready: {}",
-                    last_line(&dev)
-                )));
-            }
-            if Instant::now() > deadline {
-                return Err(Error::Cluster(format!(
-                    "the cluster was not ready within {} s; the log of cachelet dev is {}",
-                    DEADLINE.as_secs(),
-                    dev.log_path().display()
-                )));
-            }
-            std::thread::sleep(POLL_INTERVAL);
-        };
+    pub(super) fn start(store: Store, dir: &Path, logs: &Path, stop: &Stop) -> Result<Self, Error> {
+        let (dev, ready) = start(&store, dir, logs, stop)?;
         Ok(Self {
-            restarted: Vec::new(),
-            dev,
-            ready,
+            store,
             dir: dir.to_owned(),
             logs: logs.to_owned(),
+            dev,
+            ready,
         })
+    }
+
+    /// Ends it in order (SIGTERM) and starts it again over the same directory.
+    pub(super) fn restart(&mut self, stop: &Stop) -> Result<(), Error> {
+        self.end()?;
+        (self.dev, self.ready) = start(&self.store, &self.dir, &self.logs, stop)?;
+        Ok(())
     }
 
     pub(super) fn node(&self, index: usize) -> &Node {
@@ -127,7 +88,7 @@ impl DevCluster {
     }
 
     pub(super) fn status_url(&self) -> &str {
-        &self.ready.locality.status_url
+        &self.ready.status_page
     }
 
     /// What all workers fetched since they started.
@@ -156,7 +117,7 @@ impl DevCluster {
         deadline: Duration,
         stop: &Stop,
     ) -> Result<(), Error> {
-        let url = format!("http://{}/v1/locations", self.ready.locality.http);
+        let url = format!("http://{}/v1/locations", self.ready.service.http);
         let name = &self.node(node).name;
         let paths: Vec<&str> = objects.iter().map(|object| object.path.as_str()).collect();
         let request = json!({"paths": paths, "candidates": [name]});
@@ -182,52 +143,6 @@ impl DevCluster {
         }
     }
 
-    /// Ends a worker in order (SIGTERM) and starts it again with the same configuration.
-    pub(super) fn restart(&mut self, index: usize, stop: &Stop) -> Result<(), Error> {
-        let node = &mut self.ready.nodes[index];
-        let pid = Pid::from_raw(node.pid);
-        kill(pid, Signal::SIGTERM)
-            .map_err(|error| Error::Cluster(format!("cannot send SIGTERM to {}: {error}", node.name)))?;
-        let deadline = Instant::now() + DEADLINE;
-        while is_alive(pid) {
-            stop.check()?;
-            if Instant::now() > deadline {
-                return Err(Error::Cluster(format!(
-                    "{} did not end within {} s after SIGTERM",
-                    node.name,
-                    DEADLINE.as_secs()
-                )));
-            }
-            std::thread::sleep(POLL_INTERVAL);
-        }
-        let ready_file = self.dir.join("restarted.json");
-        let mut process = Process::binary("cacheletd")
-            .arg("--config")
-            .arg(&node.config)
-            .arg("--ready-file")
-            .arg(&ready_file)
-            .env("NODE_NAME", &node.name)
-            .envs(S3Server::credentials_env())
-            .start(&self.logs);
-        process.wait_until(DEADLINE, "the worker is ready", || ready_file.exists());
-        let addresses: Value = std::fs::read(&ready_file)
-            .map_err(Error::file("read", &ready_file))
-            .and_then(|text| {
-                serde_json::from_slice(&text)
-                    .map_err(|error| Error::Cluster(format!("{} is no JSON: {error}", ready_file.display())))
-            })?;
-        let admin = addresses["admin"]
-            .as_str()
-            .ok_or_else(|| Error::Cluster(format!("{} names no admin address", ready_file.display())))?;
-        admin.clone_into(&mut node.admin);
-        node.pid = process.pid().as_raw();
-        self.restarted.push(process);
-        let url = format!("http://{}/readyz", node.admin);
-        let process = self.restarted.last_mut().expect("it was just pushed");
-        process.wait_until(DEADLINE, "the worker serves", || ureq::get(&url).call().is_ok());
-        Ok(())
-    }
-
     /// Fails when a part of the cluster has ended by itself.
     pub(super) fn check_running(&mut self) -> Result<(), Error> {
         if self.dev.is_running() {
@@ -247,7 +162,7 @@ impl DevCluster {
             .max_by_key(|object| object.size)
             .map_or("", |object| object.path.as_str());
         let cachelet = crate::process::target_dir().join("cachelet");
-        let (cachelet, http) = (cachelet.display(), &self.ready.locality.http);
+        let (cachelet, http) = (cachelet.display(), &self.ready.service.http);
         let sockets = self.node(0).socket_dir.display();
         format!(
             "\nEverything keeps running until Ctrl-C (or kill {pid}). In another terminal:\n  \
@@ -259,21 +174,72 @@ impl DevCluster {
     }
 
     /// Ends it in order.
-    pub(super) fn end(mut self) -> Result<(), Error> {
-        for process in &mut self.restarted {
-            expect_success("a worker", process.terminate(DEADLINE))?;
+    pub(super) fn end(&mut self) -> Result<(), Error> {
+        let status = self.dev.terminate(DEADLINE);
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Error::Cluster(format!(
+                "cachelet dev ended with {status} after SIGTERM: {}",
+                last_line(&self.dev)
+            )))
         }
-        expect_success("cachelet dev", self.dev.terminate(DEADLINE))
     }
 }
 
-fn expect_success(what: &str, status: std::process::ExitStatus) -> Result<(), Error> {
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Error::Cluster(format!(
-            "{what} ended with {status} after SIGTERM"
-        )))
+impl Drop for DevCluster {
+    /// Whatever happened: a cluster that is asked to end leaves no mount and no process behind.
+    fn drop(&mut self) {
+        if self.dev.is_running() && !std::thread::panicking() {
+            self.dev.terminate(DEADLINE);
+        }
+    }
+}
+
+/// Runs `cachelet dev` until it says that the cluster is ready.
+fn start(store: &Store, dir: &Path, logs: &Path, stop: &Stop) -> Result<(Process, Ready), Error> {
+    let ready_file = dir.join("ready.json");
+    let mut command = Process::binary("cachelet")
+        .args(["dev", "--nodes", "2", "--dir"])
+        .arg(dir)
+        .arg("--ready-file")
+        .arg(&ready_file)
+        // What is set for another store must not end up here.
+        .env_remove("AWS_ENDPOINT_URL")
+        .env_remove("AWS_SESSION_TOKEN");
+    match store {
+        Store::S3(endpoint) => {
+            command = command
+                .args(["--store", "s3", "--path-style", "--region", REGION])
+                .args(["--s3-endpoint", endpoint])
+                .envs(S3Server::credentials_env());
+        }
+        Store::Directory(root) => {
+            command = command
+                .args(["--store", "file", "--store-name", DIRECTORY_STORE, "--root"])
+                .arg(root);
+        }
+    }
+    let mut dev = command.start(logs);
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        stop.check()?;
+        if let Some(ready) = read_ready(&ready_file)? {
+            return Ok((dev, ready));
+        }
+        let failed = if !dev.is_running() {
+            "ended before the cluster was ready".to_owned()
+        } else if Instant::now() > deadline {
+            format!("was not ready within {} s", DEADLINE.as_secs())
+        } else {
+            std::thread::sleep(POLL_INTERVAL);
+            continue;
+        };
+        return Err(Error::Cluster(format!(
+            "cachelet dev {failed}: {} (all of it: {})",
+            last_line(&dev),
+            dev.log_path().display()
+        )));
     }
 }
 
@@ -297,17 +263,6 @@ fn is_resident(location: &Value, node: &str) -> bool {
             .any(|found| found["node"] == node && found["residency"] == "all")
     };
     !blocks.is_empty() && blocks.iter().all(holds)
-}
-
-/// Whether a process that is not this one's child still runs: one that waits for its parent has ended.
-fn is_alive(pid: Pid) -> bool {
-    if kill(pid, None) == Err(Errno::ESRCH) {
-        return false;
-    }
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state is behind the name, which is in parentheses and may hold anything.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    !matches!(state, None | Some('Z' | 'X'))
 }
 
 fn last_line(process: &Process) -> String {
