@@ -54,7 +54,11 @@ impl fmt::Display for Table {
 pub(crate) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if bytes < 1024 {
-        return if bytes == 0 { "0".to_owned() } else { format!("{bytes} B") };
+        return if bytes == 0 {
+            "0".to_owned()
+        } else {
+            format!("{bytes} B")
+        };
     }
     let mut amount = bytes as f64 / 1024.0;
     let mut unit = UNITS[0];

@@ -265,7 +265,11 @@ impl Control {
         let mut last_tick = Instant::now();
         let mut last_used = last_tick;
         let error = loop {
-            let ready = if receiver.has_buffered() { Ok(true) } else { self.wait_for_input() };
+            let ready = if receiver.has_buffered() {
+                Ok(true)
+            } else {
+                self.wait_for_input()
+            };
             let ready = match ready {
                 Ok(ready) => ready,
                 Err(error) => break Error::Unavailable(format!("waiting for the daemon failed: {error}")),

@@ -155,7 +155,10 @@ impl Direct {
                 let gets = ranges(size).map(|range| self.store.get_range(&key, range));
                 futures::stream::iter(gets)
                     .buffered(at_once)
-                    .try_fold(0, |received, bytes| async move { Ok(received + bytes.len() as u64) })
+                    .try_fold(
+                        0,
+                        |received, bytes| async move { Ok(received + bytes.len() as u64) },
+                    )
                     .await
             })
             .unwrap_or_else(|error: object_store::Error| panic!("a direct GET failed: {error}"));

@@ -48,7 +48,10 @@ impl fmt::Display for Machine {
             ..
         } = self;
         let memory = crate::table::bytes(*memory_bytes);
-        write!(f, "{cpu}, {cpus} CPUs, {memory}, Linux {kernel}, {filesystem}; load ")?;
+        write!(
+            f,
+            "{cpu}, {cpus} CPUs, {memory}, Linux {kernel}, {filesystem}; load "
+        )?;
         let [before, after] = [self.load_before, self.load_after].map(|[one, five, _]| (one, five));
         write!(f, "{:.1} {:.1} before, ", before.0, before.1)?;
         write!(f, "{:.1} {:.1} after (1 and 5 minutes)", after.0, after.1)
@@ -75,11 +78,7 @@ fn value_in(path: &str, key: &str) -> Option<String> {
 /// The type of the file system that holds `dir`, from a mount table.
 fn filesystem_of(mounts: &str, dir: &str) -> String {
     let holds = |mount: &str| {
-        mount == "/"
-            || dir == mount
-            || dir
-                .strip_prefix(mount)
-                .is_some_and(|rest| rest.starts_with('/'))
+        mount == "/" || dir == mount || dir.strip_prefix(mount).is_some_and(|rest| rest.starts_with('/'))
     };
     let mut best = ("", "unknown");
     for line in mounts.lines() {

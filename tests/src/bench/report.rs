@@ -103,7 +103,10 @@ impl fmt::Display for Report {
         }
         writeln!(f, "\n  {}", self.machine)?;
         if self.quick {
-            writeln!(f, "  quick: small objects, few repetitions; good for a first look only")?;
+            writeln!(
+                f,
+                "  quick: small objects, few repetitions; good for a first look only"
+            )?;
         }
         Ok(())
     }

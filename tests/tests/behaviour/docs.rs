@@ -7,7 +7,10 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the workspace is there")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .expect("the workspace is there")
 }
 
 fn read(relative: &str) -> String {
@@ -18,9 +21,13 @@ fn files_beneath(relative: &str, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut left = vec![root().join(relative)];
     while let Some(directory) = left.pop() {
-        for entry in std::fs::read_dir(&directory).expect("a readable directory").flatten() {
+        for entry in std::fs::read_dir(&directory)
+            .expect("a readable directory")
+            .flatten()
+        {
             let path = entry.path();
-            let hidden = entry.file_name().to_string_lossy().starts_with('.') || entry.file_name() == "target";
+            let hidden =
+                entry.file_name().to_string_lossy().starts_with('.') || entry.file_name() == "target";
             if path.is_dir() && !hidden {
                 left.push(path);
             } else if path.extension().is_some_and(|other| other == extension) {
@@ -38,22 +45,32 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn every_statement_in_the_semantics_names_tests_that_exist() {
-    let code: Vec<String> =
-        files_beneath("", "rs").iter().map(|path| std::fs::read_to_string(path).expect("readable")).collect();
+    let code: Vec<String> = files_beneath("", "rs")
+        .iter()
+        .map(|path| std::fs::read_to_string(path).expect("readable"))
+        .collect();
     let mut statements = 0;
     for statement in read("docs/semantics.md").split("\n- ").skip(1) {
         statements += 1;
         let statement = statement.split("\n\n").next().unwrap_or_default();
-        let (_, tests) = statement.rsplit_once("Tests:").unwrap_or_else(|| panic!("names no test: {statement}"));
+        let (_, tests) = statement
+            .rsplit_once("Tests:")
+            .unwrap_or_else(|| panic!("names no test: {statement}"));
         let mut named = 0;
         for test in quoted(tests) {
             let function = format!("fn {test}(");
-            assert!(code.iter().any(|text| text.contains(&function)), "no such test: {test}");
+            assert!(
+                code.iter().any(|text| text.contains(&function)),
+                "no such test: {test}"
+            );
             named += 1;
         }
         assert!(named > 0, "names no test: {statement}");
     }
-    assert!(statements >= 20, "only {statements} statements were found: has the page's form changed?");
+    assert!(
+        statements >= 20,
+        "only {statements} statements were found: has the page's form changed?"
+    );
 }
 
 #[test]
@@ -63,7 +80,10 @@ fn the_architecture_names_files_and_functions_that_exist() {
     let mut named = 0;
     for place in (1..words.len()).step_by(2) {
         let path = words[place];
-        if Path::new(path).extension().is_none_or(|extension| extension != "rs") {
+        if Path::new(path)
+            .extension()
+            .is_none_or(|extension| extension != "rs")
+        {
             continue;
         }
         let text = read(path);
@@ -82,7 +102,10 @@ fn the_architecture_names_files_and_functions_that_exist() {
             }
         }
     }
-    assert!(named >= 8, "only {named} functions were found: has the page's form changed?");
+    assert!(
+        named >= 8,
+        "only {named} functions were found: has the page's form changed?"
+    );
 }
 
 #[test]
@@ -102,7 +125,9 @@ fn links_in_the_documentation_lead_somewhere() {
 
 /// A structure's fields with their texts, as a table. `skip` names fields that are tables of their own.
 fn settings(source: &str, structure: &str) -> String {
-    let (_, rest) = source.split_once(&format!("pub struct {structure} {{")).expect("the structure is there");
+    let (_, rest) = source
+        .split_once(&format!("pub struct {structure} {{"))
+        .expect("the structure is there");
     let (body, _) = rest.split_once("\n}").expect("a structure ends");
     let mut table = String::from("| key | meaning |\n|---|---|\n");
     let mut text = Vec::new();
@@ -111,7 +136,8 @@ fn settings(source: &str, structure: &str) -> String {
             text.push(doc.trim());
         } else if let Some(field) = line.strip_prefix("pub ") {
             let name = field.split(':').next().expect("a field has a type");
-            writeln!(table, "| `{name}` | {} |", text.join(" ").replace('|', "\\|")).expect("a string takes everything");
+            writeln!(table, "| `{name}` | {} |", text.join(" ").replace('|', "\\|"))
+                .expect("a string takes everything");
             text.clear();
         }
     }
@@ -122,7 +148,9 @@ fn settings(source: &str, structure: &str) -> String {
 fn hold(page: &str, name: &str, table: &str) {
     let text = read(page);
     let begin = format!("<!-- generated: {name} -->\n");
-    let (before, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("{page} has no part {name}"));
+    let (before, rest) = text
+        .split_once(&begin)
+        .unwrap_or_else(|| panic!("{page} has no part {name}"));
     let (now, after) = rest.split_once("<!-- end -->").expect("a generated part ends");
     if now == table {
         return;
@@ -131,7 +159,11 @@ fn hold(page: &str, name: &str, table: &str) {
         std::env::var_os("UPDATE_DOCS").is_some(),
         "{page}, part {name}, is not what the code says; run UPDATE_DOCS=1 cargo test -p cachelet-tests docs"
     );
-    std::fs::write(root().join(page), format!("{before}{begin}{table}<!-- end -->{after}")).expect("the page is ours");
+    std::fs::write(
+        root().join(page),
+        format!("{before}{begin}{table}<!-- end -->{after}"),
+    )
+    .expect("the page is ours");
 }
 
 #[test]
@@ -149,7 +181,11 @@ fn the_configuration_page_says_what_the_code_says() {
     ] {
         hold(page, part, &settings(&daemon, structure));
     }
-    hold(page, "store", &settings(&read("daemon/src/origin/config.rs"), "StoreConfig"));
+    hold(
+        page,
+        "store",
+        &settings(&read("daemon/src/origin/config.rs"), "StoreConfig"),
+    );
     let service = read("locality/src/config.rs");
     let (_, fields) = service.split_once("pub const FIELDS").expect("the list is there");
     let (fields, _) = fields.split_once("\n];").expect("the list ends");
@@ -176,8 +212,15 @@ fn the_configuration_page_says_what_the_code_says() {
 fn the_metrics_page_names_every_metric_and_no_other() {
     let names = |source: &str, before: &str, prefix: &str| -> BTreeSet<String> {
         let text = read(source);
-        let registered = text.split(before).skip(1).filter_map(|rest| rest.split('"').nth(1).map(str::to_owned));
-        registered.map(|name| format!("{prefix}{}", name.trim_end_matches("_total"))).collect()
+        let registered = text
+            .split(before)
+            .skip(1)
+            .filter_map(|rest| rest.split('"').nth(1).map(str::to_owned));
+        // The macro that defines the rows names none.
+        let registered = registered.filter(|name| !name.is_empty() && !name.ends_with('_'));
+        registered
+            .map(|name| format!("{prefix}{}", name.trim_end_matches("_total")))
+            .collect()
     };
     let mut defined = names("daemon/src/metrics.rs", "registry.register(", "cachelet_");
     for kind in ["= \"counter\"", "= \"gauge\"", "= \"histogram\""] {
