@@ -216,8 +216,8 @@ fn the_metrics_page_names_every_metric_and_no_other() {
             .split(before)
             .skip(1)
             .filter_map(|rest| rest.split('"').nth(1).map(str::to_owned));
-        // The macro that defines the rows names none.
-        let registered = registered.filter(|name| !name.is_empty() && !name.ends_with('_'));
+        // The macro that defines the rows, and the tests, name none.
+        let registered = registered.filter(|name| name.starts_with(|c: char| c.is_ascii_lowercase()));
         registered
             .map(|name| format!("{prefix}{}", name.trim_end_matches("_total")))
             .collect()
