@@ -1,1 +1,573 @@
-//! app.
+//! The daemon put together: everything is bound and opened in [`App::build`], run by [`App::run`], drained at its end.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use cachelet_protocol::block::PAGE_BYTES;
+use cachelet_protocol::grpc;
+use cachelet_protocol::ids::{FileId, SessionId};
+use prometheus_client::registry::Registry;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::admin::{Admin, Facts};
+use crate::config::{self, Config, Environment, Grants, Identity};
+use crate::fill::{Filler, Peers};
+use crate::metrics::{CacheLabels, CacheState, Metrics, ReadPath, Source};
+use crate::origin::{self, Stores};
+use crate::report::{Holders, Reporter};
+use crate::serve::{Context, Limits, LocalSocket, Server, SessionTable, SocketError};
+use crate::store::{self, BlockStore, Event, GrantPolicy};
+
+/// How often evicted files that somebody holds are asked for.
+const RECLAIM_EVERY: Duration = Duration::from_secs(1);
+/// How often written pages are made durable.
+const SYNC_EVERY: Duration = Duration::from_secs(5);
+
+/// Why the daemon does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The cache directory.
+    #[error("cache.directory: {0}")]
+    Store(#[from] store::Error),
+    /// A store.
+    #[error(transparent)]
+    Origin(#[from] origin::Error),
+    /// The domain socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// An address that cannot be had.
+    #[error("{key} = {address}: cannot listen: {source}; is another process using the port?")]
+    Bind {
+        /// The configuration key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The secret's file.
+    #[error("remote.secret_file = {path}: {reason}")]
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The locality service's URL.
+    #[error("locality.service: {0}")]
+    Service(#[from] tonic::transport::Error),
+    /// The admin thread.
+    #[error("cannot start the admin server: {0}")]
+    Admin(io::Error),
+}
+
+/// The addresses a daemon can be reached at.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Addresses {
+    /// The domain socket.
+    pub socket: PathBuf,
+    /// Health, metrics, status.
+    pub admin: SocketAddr,
+    /// Peers and clients elsewhere; `None`: off.
+    pub remote: Option<SocketAddr>,
+    /// This process.
+    pub pid: u32,
+}
+
+/// A daemon that is bound and open, and not yet serving.
+#[derive(Debug)]
+pub struct App {
+    config: Config,
+    context: Arc<Context>,
+    facts: Arc<Status>,
+    socket: LocalSocket,
+    admin: TcpListener,
+    remote: Option<TcpListener>,
+    events: mpsc::UnboundedReceiver<Event>,
+    reporter: Option<(Reporter, String)>,
+}
+
+impl App {
+    /// Binds and opens everything. Must be called within a Tokio runtime.
+    pub fn build(config: Config, environment: Environment<'_>) -> Result<Self, BuildError> {
+        let identity = config.identity(environment)?;
+        let admin = bind("admin.listen", config.admin.listen)?;
+        let remote = config
+            .remote
+            .as_ref()
+            .map(|remote| bind("remote.listen", remote.listen))
+            .transpose()?;
+        let secret = config
+            .remote
+            .as_ref()
+            .map(|remote| read_secret(&remote.secret_file))
+            .transpose()?;
+        let stores = Stores::build(&config.stores)?;
+        let (metrics, registry) = Metrics::new();
+
+        let (event_sender, events) = mpsc::unbounded_channel();
+        let store = BlockStore::open(store_config(&config), move |event| {
+            // Fails only when the daemon is gone.
+            let _ = event_sender.send(event);
+        })?;
+
+        let peers = match (&config.locality, &config.remote, &secret) {
+            (Some(locality), Some(remote), Some(secret)) => Some(Peers::new(
+                Holders::new(&locality.service)?,
+                identity.uuid,
+                identity.zone.clone(),
+                secret.clone(),
+                remote.peer_first_byte_timeout,
+            )),
+            _ => None,
+        };
+        let filler = Filler::new(store.clone(), peers, &config.fill, metrics.clone());
+        let socket = LocalSocket::bind(&config.local.socket_dir, identity.uuid, config.local.socket_group)?;
+
+        let limits = Limits {
+            max_sessions: config.local.max_sessions,
+            max_held_bytes: config.cache.quota.as_u64() / 100 * u64::from(config.local.max_held_percent),
+            inline_bytes: config.local.inline_size.as_u64() as u32,
+            idle_close: config.local.idle_close,
+        };
+        let context = Arc::new(Context {
+            identity,
+            stores,
+            store,
+            filler,
+            metrics,
+            sessions: SessionTable::default(),
+            limits,
+            service_address: config
+                .locality
+                .as_ref()
+                .map(|locality| locality.http.clone())
+                .unwrap_or_default(),
+            secret,
+            draining: AtomicBool::new(false),
+        });
+        let registration = registration(&config, &context, &admin, remote.as_ref());
+        let facts = Arc::new(Status {
+            context: Arc::clone(&context),
+            registry,
+            registration: registration.clone(),
+            started: Instant::now(),
+            serving: AtomicBool::new(false),
+        });
+        let reporter = config.locality.as_ref().map(|locality| {
+            let source = Arc::clone(&facts);
+            (
+                Reporter::new(registration, Arc::new(move || source.heartbeat())),
+                locality.service.clone(),
+            )
+        });
+        Ok(Self {
+            config,
+            context,
+            facts,
+            socket,
+            admin,
+            remote,
+            events,
+            reporter,
+        })
+    }
+
+    /// Where the daemon can be reached.
+    pub fn addresses(&self) -> io::Result<Addresses> {
+        Ok(Addresses {
+            socket: self.socket.path().to_owned(),
+            admin: self.admin.local_addr()?,
+            remote: self.remote.as_ref().map(TcpListener::local_addr).transpose()?,
+            pid: std::process::id(),
+        })
+    }
+
+    /// Serves until `shutdown`, then drains: requests end, the cache is closed cleanly.
+    pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
+        let Self {
+            config,
+            context,
+            facts,
+            mut socket,
+            admin,
+            remote,
+            events,
+            reporter,
+        } = self;
+        let _admin = Admin::start(admin, Arc::clone(&facts) as Arc<dyn Facts>)?;
+        let background = CancellationToken::new();
+        let tasks = tokio_util::task::TaskTracker::new();
+
+        let (evicted_sender, evicted) = mpsc::unbounded_channel();
+        let reporting = reporter.as_ref().map(|(reporter, _)| reporter.clone());
+        tasks.spawn(distribute(
+            events,
+            context.store.clone(),
+            reporting.clone(),
+            context.metrics.clone(),
+            evicted_sender,
+            background.clone(),
+        ));
+        if let Some((reporter, service)) = reporter {
+            tasks.spawn(reporter.run(service, background.clone()));
+        }
+        tasks.spawn(maintain(Arc::clone(&context), background.clone()));
+        let recovering = context.store.clone();
+        let recovery = tokio::task::spawn_blocking(
+            move || info!(found = ?recovering.recover(), "the cache directory is accounted for"),
+        );
+
+        let server = Arc::new(Server::new(Arc::clone(&context)));
+        let listener = socket.take_listener().expect("the listener is taken once");
+        let local = tokio::net::UnixListener::from_std(listener)?;
+        let remote = match remote {
+            Some(listener) => {
+                listener.set_nonblocking(true)?;
+                Some(tokio::net::TcpListener::from_std(listener)?)
+            }
+            None => None,
+        };
+        let serving = Arc::clone(&server);
+        tasks.spawn(async move { serving.serve_local(local).await });
+        if let Some(remote) = remote {
+            let serving = Arc::clone(&server);
+            tasks.spawn(async move { serving.serve_remote(remote).await });
+        }
+        let serving = Arc::clone(&server);
+        let dropping = tokio::spawn(async move { serving.send_drops(evicted).await });
+        facts.serving.store(true, Ordering::Release);
+        check_stores(&context.stores).await;
+
+        shutdown.cancelled().await;
+        info!("stopping: no new sessions; waiting for requests under way");
+        context.draining.store(true, Ordering::Relaxed);
+        if let Some(reporter) = &reporting {
+            reporter.state_changed();
+        }
+        socket.remove();
+        server.drain(config.admin.drain_timeout).await;
+        context.filler.stop().await;
+        if let Err(error) = recovery.await {
+            warn!(%error, "the recovery scan did not end well");
+        }
+        background.cancel();
+        tasks.close();
+        tasks.wait().await;
+        dropping.abort();
+        let store = context.store.clone();
+        match tokio::task::spawn_blocking(move || store.close_clean()).await {
+            Ok(Ok(())) => info!("stopped; the cache is closed cleanly"),
+            Ok(Err(error)) => {
+                warn!(%error, "the cache could not be closed cleanly; it will be verified at the next start");
+            }
+            Err(error) => warn!(%error, "closing the cache failed; it will be verified at the next start"),
+        }
+        Ok(())
+    }
+}
+
+fn store_config(config: &Config) -> store::Config {
+    store::Config {
+        directory: config.cache.directory.clone(),
+        read_only_path: config.cache.read_only_path.clone(),
+        grants: match config.cache.grants {
+            Grants::Required => GrantPolicy::Required,
+            Grants::Unprotected => GrantPolicy::Unprotected,
+        },
+        quota_bytes: config.cache.quota.as_u64(),
+        min_free_percent: config.min_free_percent(),
+        block_size: config
+            .block_size()
+            .expect("checked when the configuration was loaded"),
+        max_open_files: config.cache.max_open_files,
+    }
+}
+
+fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
+    TcpListener::bind(address).map_err(|source| BuildError::Bind { key, address, source })
+}
+
+fn read_secret(path: &std::path::Path) -> Result<String, BuildError> {
+    let refused = |reason: String| BuildError::Secret {
+        path: path.to_owned(),
+        reason,
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| refused(format!("cannot read it: {error}")))?;
+    let secret = text.trim();
+    if secret.len() < 16 {
+        return Err(refused(
+            "the secret has fewer than 16 characters; make a longer one".to_owned(),
+        ));
+    }
+    Ok(secret.to_owned())
+}
+
+fn registration(
+    config: &Config,
+    context: &Context,
+    admin: &TcpListener,
+    remote: Option<&TcpListener>,
+) -> grpc::Register {
+    let identity = &context.identity;
+    let reachable = |listener: &TcpListener| {
+        listener
+            .local_addr()
+            .map(|address| {
+                if address.ip().is_unspecified() && !identity.pod_ip.is_empty() {
+                    format!("{}:{}", bracketed(&identity.pod_ip), address.port())
+                } else {
+                    address.to_string()
+                }
+            })
+            .unwrap_or_default()
+    };
+    let advertised = config.remote.as_ref().and_then(|remote| remote.advertise.clone());
+    grpc::Register {
+        protocol_version: u32::from(cachelet_protocol::wire::VERSION),
+        node: identity.node.to_string(),
+        worker_uuid: identity.uuid.as_bytes().to_vec(),
+        epoch: context.store.epoch().0,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        data_address: advertised.or_else(|| remote.map(reachable)).unwrap_or_default(),
+        admin_address: reachable(admin),
+        zone: identity.zone.clone(),
+        pod_ip: identity.pod_ip.clone(),
+        host_ip: identity.host_ip.clone(),
+        block_bytes: context.store.block_size().bytes(),
+        capacity_bytes: config.cache.quota.as_u64(),
+        stores: context
+            .stores
+            .iter()
+            .map(|store| grpc::Store {
+                name: store.name().to_owned(),
+                scheme: store.scheme().to_string(),
+                identity: store.identity().to_string(),
+                buckets: store.buckets(),
+            })
+            .collect(),
+    }
+}
+
+/// An IPv6 address needs brackets before a port.
+fn bracketed(ip: &str) -> String {
+    if ip.contains(':') {
+        format!("[{ip}]")
+    } else {
+        ip.to_owned()
+    }
+}
+
+/// Says early what reads would run into. No reason not to start: cached bytes are served while an origin is away.
+async fn check_stores(stores: &Stores) {
+    for store in stores.iter() {
+        if let Err(error) = store.check().await {
+            warn!(store = store.name(), %error, "the store cannot be read now; cached objects are served");
+        }
+    }
+}
+
+/// Tells the other parts what happened in the store.
+async fn distribute(
+    mut events: mpsc::UnboundedReceiver<Event>,
+    store: BlockStore,
+    reporter: Option<Reporter>,
+    metrics: Metrics,
+    evicted: mpsc::UnboundedSender<(FileId, Vec<SessionId>)>,
+    cancel: CancellationToken,
+) {
+    loop {
+        let event = tokio::select! {
+            () = cancel.cancelled() => return,
+            event = events.recv() => event,
+        };
+        match event {
+            None => return,
+            Some(Event::BlockChanged { identity, .. }) => {
+                if let Some(reporter) = &reporter {
+                    // Events of one block may overtake each other: the store knows what holds now.
+                    let residency = store
+                        .peek(&identity)
+                        .map(|block| block.residency())
+                        .unwrap_or_default();
+                    let object = identity.object();
+                    reporter.block_changed(object.name(), object.generation(), identity.index(), residency);
+                }
+            }
+            Some(Event::Evicted {
+                file_id, sessions, ..
+            }) => {
+                metrics.evictions.inc();
+                if !sessions.is_empty() {
+                    let _ = evicted.send((file_id, sessions));
+                }
+            }
+            Some(Event::Corrupt { path, damage, .. }) => {
+                metrics.quarantined_files.inc();
+                warn!(path = %path.display(), %damage, "a damaged block file was set aside; its block is fetched again");
+            }
+            Some(Event::Failed(error)) => {
+                warn!(%error, "the cache directory failed; what was lost is fetched again");
+            }
+        }
+    }
+}
+
+/// Reclaims evicted files that nobody holds any more, and makes written pages durable.
+async fn maintain(context: Arc<Context>, cancel: CancellationToken) {
+    let mut reclaim = tokio::time::interval(RECLAIM_EVERY);
+    let mut sync = tokio::time::interval(SYNC_EVERY);
+    loop {
+        let store = context.store.clone();
+        let worked = tokio::select! {
+            () = cancel.cancelled() => return,
+            _ = reclaim.tick() => tokio::task::spawn_blocking(move || _ = store.reclaim()).await,
+            // What fails is reported as an event, too.
+            _ = sync.tick() => tokio::task::spawn_blocking(move || _ = store.sync_dirty()).await,
+        };
+        if let Err(error) = worked {
+            warn!(%error, "upkeep of the cache directory failed; it is tried again");
+        }
+    }
+}
+
+/// What the admin routes and heartbeats tell.
+#[derive(Debug)]
+struct Status {
+    context: Arc<Context>,
+    registry: Arc<Registry>,
+    registration: grpc::Register,
+    started: Instant,
+    serving: AtomicBool,
+}
+
+impl Status {
+    fn heartbeat(&self) -> grpc::Heartbeat {
+        let context = &self.context;
+        let ledger = context.store.ledger();
+        let state = if context.is_draining() {
+            grpc::WorkerState::Draining
+        } else {
+            grpc::WorkerState::Ready
+        };
+        grpc::Heartbeat {
+            state: state.into(),
+            capacity_bytes: ledger.quota_bytes,
+            used_bytes: ledger.committed_bytes + ledger.reserved_bytes,
+            unlinked_held_bytes: ledger.unlinked_held_bytes,
+            sessions: context.sessions.len() as u32,
+            blocks: ledger.blocks,
+            local_bytes: context.metrics.read_so_far(ReadPath::Local)
+                + context.metrics.read_so_far(ReadPath::Inline),
+            peer_bytes: context.metrics.filled_so_far(Source::Peer),
+            origin_bytes: context.metrics.filled_so_far(Source::Origin),
+            grants_enabled: !matches!(context.store.grants(), store::GrantStatus::Disabled { .. }),
+        }
+    }
+
+    fn refresh_gauges(&self) {
+        let (metrics, ledger) = (&self.context.metrics, self.context.store.ledger());
+        for (state, bytes) in [
+            (CacheState::Committed, ledger.committed_bytes),
+            (CacheState::Reserved, ledger.reserved_bytes),
+            (CacheState::UnlinkedHeld, ledger.unlinked_held_bytes),
+            (CacheState::Quarantined, ledger.quarantined_bytes),
+        ] {
+            metrics
+                .cache_bytes
+                .get_or_create(&CacheLabels { state })
+                .set(bytes);
+        }
+        metrics.blocks.set(ledger.blocks);
+        metrics.sessions.set(self.context.sessions.len() as i64);
+    }
+}
+
+impl Facts for Status {
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.serving.load(Ordering::Acquire) {
+            problems.push("the domain socket does not accept connections yet".to_owned());
+        }
+        if self.context.is_draining() {
+            problems.push("the daemon is stopping".to_owned());
+        }
+        problems
+    }
+
+    fn metrics(&self) -> String {
+        self.refresh_gauges();
+        let mut text = String::new();
+        match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            Err(error) => format!("# encoding the metrics failed: {error}\n# EOF\n"),
+        }
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let (context, ledger) = (&self.context, self.context.store.ledger());
+        let Identity {
+            node,
+            uuid,
+            pod_ip,
+            host_ip,
+            zone,
+        } = &context.identity;
+        let (grants, reason) = match context.store.grants() {
+            store::GrantStatus::Enabled => ("enabled", None),
+            store::GrantStatus::EnabledUnprotected => ("unprotected", None),
+            store::GrantStatus::Disabled { reason } => ("disabled", Some(reason.clone())),
+        };
+        json!({
+            "node": node.as_str(),
+            "worker_uuid": uuid.to_string(),
+            "epoch": context.store.epoch().0,
+            "version": env!("CARGO_PKG_VERSION"),
+            "state": if context.is_draining() { "draining" } else { "ready" },
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "pod_ip": pod_ip,
+            "host_ip": host_ip,
+            "zone": zone,
+            "data_address": self.registration.data_address,
+            "grants": { "status": grants, "reason": reason },
+            "cache": {
+                "quota_bytes": ledger.quota_bytes,
+                "committed_bytes": ledger.committed_bytes,
+                "reserved_bytes": ledger.reserved_bytes,
+                "unlinked_held_bytes": ledger.unlinked_held_bytes,
+                "quarantined_bytes": ledger.quarantined_bytes,
+                "blocks": ledger.blocks,
+                "block_bytes": context.store.block_size().bytes(),
+                "page_bytes": PAGE_BYTES,
+                "evictions": context.metrics.evictions.get(),
+                "quarantined_files": context.metrics.quarantined_files.get(),
+            },
+            "read_bytes": {
+                "local": context.metrics.read_so_far(ReadPath::Local),
+                "inline": context.metrics.read_so_far(ReadPath::Inline),
+                "remote": context.metrics.read_so_far(ReadPath::Remote),
+                "peer": context.metrics.read_so_far(ReadPath::Peer),
+                "pass_through": context.metrics.read_so_far(ReadPath::PassThrough),
+            },
+            "fill_bytes": {
+                "peer": context.metrics.filled_so_far(Source::Peer),
+                "origin": context.metrics.filled_so_far(Source::Origin),
+            },
+            "fetches_in_flight": context.filler.in_flight(),
+            "sessions": context.sessions.len(),
+            "stores": self.registration.stores.iter().map(|store| json!({
+                "name": store.name, "scheme": store.scheme, "identity": store.identity, "buckets": store.buckets,
+            })).collect::<Vec<_>>(),
+        })
+    }
+}

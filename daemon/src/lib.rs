@@ -3,9 +3,11 @@
 pub mod admin;
 pub mod app;
 pub mod config;
+mod connection;
 pub mod fill;
 pub mod metrics;
 pub mod origin;
 pub mod report;
 pub mod serve;
+pub mod start;
 pub mod store;

@@ -1,2 +1,81 @@
-//! x
-fn main() {}
+//! The daemon's program: arguments, configuration, build, run, drain.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use cacheletd::app::App;
+use cacheletd::config::Config;
+use cacheletd::start;
+use clap::Parser;
+use tracing::{error, info};
+
+/// Caches blocks of S3 and OSS objects on this node's disks and hands readers read-only descriptors of them.
+///
+/// One daemon runs on each node. It needs a configuration file (docs/configuration.md); node name and worker UUID come from
+/// NODE_NAME and WORKER_UUID. SIGTERM drains it: requests under way end, the cache is kept.
+#[derive(Debug, Parser)]
+#[command(name = "cacheletd", version)]
+struct Arguments {
+    /// The configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Check the configuration file and exit: 0 if it is good, 64 with the key and the reason if not.
+    #[arg(long)]
+    check_config: bool,
+    /// Check that every configured store can be read, print one line each, and exit: 0 or 1.
+    #[arg(long)]
+    check_stores: bool,
+    /// Print the configuration with every default filled in, and exit.
+    #[arg(long)]
+    dump_config: bool,
+    /// Write the bound addresses to this file, as JSON, once the daemon serves.
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+    /// Write log lines as JSON.
+    #[arg(long)]
+    log_json: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config = match Config::load(&arguments.config) {
+        Ok(config) => config,
+        Err(error) => return start::refuse(64, &error),
+    };
+    start::log(arguments.log_json);
+    if arguments.dump_config {
+        return start::dump(&config);
+    }
+    if arguments.check_config {
+        return ExitCode::SUCCESS;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return start::refuse(1, &error),
+    };
+    if arguments.check_stores {
+        return runtime.block_on(start::check_stores(&config));
+    }
+    runtime.block_on(run(config, arguments.ready_file.as_deref()))
+}
+
+async fn run(config: Config, ready_file: Option<&Path>) -> ExitCode {
+    let app = match App::build(config, &|name| std::env::var(name).ok()) {
+        Ok(app) => app,
+        Err(error) => return start::refuse(1, &error),
+    };
+    match app
+        .addresses()
+        .and_then(|addresses| start::announce(&addresses, ready_file).map(|()| addresses))
+    {
+        Ok(addresses) => info!(?addresses, "serving"),
+        Err(error) => return start::refuse(1, &error),
+    }
+    match app.run(start::termination()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(%error, "the daemon failed");
+            ExitCode::FAILURE
+        }
+    }
+}

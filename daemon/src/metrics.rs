@@ -1,1 +1,259 @@
-//! metrics.
+//! Every metric the daemon has, in one place. Base units; no key, path or bucket is ever a label.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use cachelet_protocol::wire::{BypassReason, Code};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// The daemon's metrics. Clones share the values.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    /// Bytes that readers got, by the way they took.
+    pub read_bytes: Family<ReadLabels, Counter>,
+    /// Bytes brought in, by where they came from.
+    pub fill_bytes: Family<FillLabels, Counter>,
+    /// Fetches of page ranges, by where they were asked for and how that ended.
+    pub fetches: Family<FetchLabels, Counter>,
+    /// Requests, by kind.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Answers that sent the caller to the origin, by reason.
+    pub bypasses: Family<BypassLabels, Counter>,
+    /// Requests that failed, by code.
+    pub failures: Family<FailureLabels, Counter>,
+    /// Descriptors granted.
+    pub grants: Counter,
+    /// Sessions open now.
+    pub sessions: Gauge,
+    /// Sessions ended for breaking the protocol or a deadline.
+    pub broken_sessions: Counter,
+    /// Blocks evicted.
+    pub evictions: Counter,
+    /// Block files quarantined because a checksum or their identity was wrong.
+    pub quarantined_files: Counter,
+    /// Bytes of the cache directory, by state.
+    pub cache_bytes: Family<CacheLabels, Gauge<u64, AtomicU64>>,
+    /// Blocks cached now.
+    pub blocks: Gauge<u64, AtomicU64>,
+}
+
+macro_rules! label_values {
+    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_meta])* $variant),* }
+
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+                match self { $(Self::$variant => EncodeLabelValue::encode(&$text, encoder)),* }
+            }
+        }
+    };
+}
+
+label_values! {
+    /// The way bytes took to a reader.
+    ReadPath {
+        /// Read by the client from a granted descriptor (as the client reports it).
+        Local = "local",
+        /// Sent over the domain socket.
+        Inline = "inline",
+        /// Sent over TCP to a client.
+        Remote = "remote",
+        /// Sent over TCP to another worker.
+        Peer = "peer",
+        /// Sent to a reader without being cached, because the cache had no room.
+        PassThrough = "pass_through",
+    }
+}
+
+label_values! {
+    /// Where missing pages come from.
+    Source {
+        /// Another worker.
+        Peer = "peer",
+        /// The store.
+        Origin = "origin",
+    }
+}
+
+label_values! {
+    /// How a fetch ended.
+    Outcome {
+        /// All its pages are present.
+        Complete = "complete",
+        /// It failed; another source or try may follow.
+        Failed = "failed",
+    }
+}
+
+label_values! {
+    /// What bytes of the cache directory are.
+    CacheState {
+        /// In block files that can be found.
+        Committed = "committed",
+        /// Promised to fills under way.
+        Reserved = "reserved",
+        /// In evicted files that somebody still holds.
+        UnlinkedHeld = "unlinked_held",
+        /// In quarantined files.
+        Quarantined = "quarantined",
+    }
+}
+
+/// Label of [`Metrics::read_bytes`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReadLabels {
+    /// The way the bytes took.
+    pub path: ReadPath,
+}
+
+/// Label of [`Metrics::fill_bytes`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FillLabels {
+    /// Where the bytes came from.
+    pub source: Source,
+}
+
+/// Labels of [`Metrics::fetches`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FetchLabels {
+    /// Where the pages were asked for.
+    pub source: Source,
+    /// How that ended.
+    pub outcome: Outcome,
+}
+
+/// Label of [`Metrics::requests`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// The request's kind.
+    pub request: &'static str,
+}
+
+/// Label of [`Metrics::bypasses`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BypassLabels {
+    /// The reason.
+    pub reason: &'static str,
+}
+
+/// Label of [`Metrics::failures`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FailureLabels {
+    /// The code.
+    pub code: &'static str,
+}
+
+/// Label of [`Metrics::cache_bytes`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CacheLabels {
+    /// What the bytes are.
+    pub state: CacheState,
+}
+
+impl Metrics {
+    /// The metrics, and the registry that encodes them.
+    pub fn new() -> (Self, Arc<Registry>) {
+        let metrics = Self::default();
+        let mut registry = Registry::with_prefix("cachelet");
+        registry.register(
+            "read_bytes",
+            "Bytes that readers got, by the way they took",
+            metrics.read_bytes.clone(),
+        );
+        registry.register(
+            "fill_bytes",
+            "Bytes brought in, by source",
+            metrics.fill_bytes.clone(),
+        );
+        registry.register(
+            "fetches",
+            "Fetches of page ranges, by source and outcome",
+            metrics.fetches.clone(),
+        );
+        registry.register("requests", "Requests, by kind", metrics.requests.clone());
+        registry.register(
+            "bypasses",
+            "Answers that sent the caller to the origin, by reason",
+            metrics.bypasses.clone(),
+        );
+        registry.register(
+            "failures",
+            "Requests that failed, by code",
+            metrics.failures.clone(),
+        );
+        registry.register("grants", "Descriptors granted", metrics.grants.clone());
+        registry.register("sessions", "Sessions open now", metrics.sessions.clone());
+        registry.register(
+            "broken_sessions",
+            "Sessions ended for a protocol error or a deadline",
+            metrics.broken_sessions.clone(),
+        );
+        registry.register("evictions", "Blocks evicted", metrics.evictions.clone());
+        registry.register(
+            "quarantined_files",
+            "Block files found corrupt and set aside",
+            metrics.quarantined_files.clone(),
+        );
+        registry.register(
+            "cache_bytes",
+            "Bytes of the cache directory, by state",
+            metrics.cache_bytes.clone(),
+        );
+        registry.register("blocks", "Blocks cached now", metrics.blocks.clone());
+        (metrics, Arc::new(registry))
+    }
+
+    /// Counts bytes that a reader got.
+    pub fn count_read(&self, path: ReadPath, bytes: u64) {
+        self.read_bytes.get_or_create(&ReadLabels { path }).inc_by(bytes);
+    }
+
+    /// Counts bytes brought in.
+    pub fn count_fill(&self, source: Source, bytes: u64) {
+        self.fill_bytes
+            .get_or_create(&FillLabels { source })
+            .inc_by(bytes);
+    }
+
+    /// Counts a fetch.
+    pub fn count_fetch(&self, source: Source, outcome: Outcome) {
+        self.fetches.get_or_create(&FetchLabels { source, outcome }).inc();
+    }
+
+    /// Counts a request.
+    pub fn count_request(&self, request: &'static str) {
+        self.requests.get_or_create(&RequestLabels { request }).inc();
+    }
+
+    /// Counts a caller sent to the origin.
+    pub fn count_bypass(&self, reason: BypassReason) {
+        self.bypasses
+            .get_or_create(&BypassLabels {
+                reason: reason.as_str(),
+            })
+            .inc();
+    }
+
+    /// Counts a failed request.
+    pub fn count_failure(&self, code: Code) {
+        self.failures
+            .get_or_create(&FailureLabels { code: code.as_str() })
+            .inc();
+    }
+
+    /// Bytes readers got so far by one way.
+    pub fn read_so_far(&self, path: ReadPath) -> u64 {
+        self.read_bytes.get_or_create(&ReadLabels { path }).get()
+    }
+
+    /// Bytes brought in so far from one source.
+    pub fn filled_so_far(&self, source: Source) -> u64 {
+        self.fill_bytes.get_or_create(&FillLabels { source }).get()
+    }
+}

@@ -1,1 +1,451 @@
-//! origin.
+//! Access to the configured stores: S3, OSS, and directories.
+//!
+//! A [`Store`] answers three questions: what is at a path now ([`Store::head`]), which bytes a range of one generation
+//! has ([`Store::get`]), and whether the store can be used at all ([`Store::check`]). [`Stores`] routes a path to its
+//! store.
+//!
+//! Invariants, whatever a store replies:
+//! * a byte that [`Store::get`] yields belongs to the generation, key and range asked for; a stream yields exactly the
+//!   range or ends in an error, never early and never late;
+//! * a key is sent as it is, byte for byte, or refused as [`Error::UnsupportedKey`];
+//! * every read names its generation; what has no strong etag has no generation and is not cached;
+//! * no error, log line or `Debug` output carries a credential, a signature, or the body of a reply.
+//!
+//! Caching, single-flight, hedging and bandwidth are not decided here: see `fill`.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use cachelet_protocol::ids::{BucketName, Generation, ObjectPath, Scheme, StoreFingerprint, StoreIdentity};
+use futures::stream::BoxStream;
+use object_store::client::DnsResolver;
+use reqsign_core::{Env, OsEnv};
+use tokio::sync::Semaphore;
+
+mod chain;
+mod checked;
+mod config;
+mod credentials;
+mod endpoint;
+mod error;
+mod file;
+mod oss;
+mod remote;
+mod s3;
+mod transport;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{Addressing, Authorization, ConfigError, CredentialsKind, StoreConfig, StoreKind};
+pub use error::{Error, ReplyCode};
+
+use config::BucketPattern;
+use endpoint::Endpoint;
+
+/// The bytes of a range, in order, in pieces of any size. Ends with the range's last byte or with one error.
+pub type ByteStream = BoxStream<'static, Result<Bytes, Error>>;
+
+/// What a store says of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectMeta {
+    /// What pins the object's bytes. `None` if the store gives no strong etag, or the file changed a moment ago: the
+    /// object may be read from the origin, but not cached.
+    pub generation: Option<Generation>,
+    /// The object's size in bytes.
+    pub size_bytes: u64,
+    /// The object's version in a bucket with versioning: selects the `GET`, and is no part of the generation.
+    pub version_id: Option<String>,
+}
+
+/// A range of one generation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RangeRequest {
+    /// The object.
+    pub path: ObjectPath,
+    /// The generation its bytes must be of.
+    pub generation: Generation,
+    /// The version to read, where the caller knows it.
+    pub version_id: Option<String>,
+    /// The bytes: not empty, and within the generation's size.
+    pub range: Range<u64>,
+}
+
+/// Every configured store.
+#[derive(Debug, Default)]
+pub struct Stores {
+    stores: Vec<Arc<Store>>,
+}
+
+impl Stores {
+    /// Builds the stores of a configuration. Sends no request; see [`Store::check`].
+    pub fn build(configs: &[StoreConfig]) -> Result<Self, Error> {
+        Self::build_at(configs, Clock::system())
+    }
+
+    /// As [`Stores::build`], by another clock: a test need not wait until a directory's new files are cacheable.
+    pub fn build_at(configs: &[StoreConfig], clock: Clock) -> Result<Self, Error> {
+        Self::build_in(
+            configs,
+            &Surroundings {
+                env: Arc::new(OsEnv),
+                clock,
+                resolver: None,
+            },
+        )
+    }
+
+    fn build_in(configs: &[StoreConfig], surroundings: &Surroundings) -> Result<Self, Error> {
+        for (index, config) in configs.iter().enumerate() {
+            config.validate()?;
+            for other in &configs[..index] {
+                refuse_clash(config, other)?;
+            }
+        }
+        if configs.is_empty() {
+            return Ok(Self::default());
+        }
+        let context = chain::context(Arc::clone(&surroundings.env)).map_err(|_| Error::Unavailable {
+            endpoint: "the TLS library".into(),
+            reason: "no client can be built: check the system's CA certificates and proxy settings".into(),
+        })?;
+        let build = |config: &StoreConfig| Store::new(config, &context, surroundings).map(Arc::new);
+        Ok(Self {
+            stores: configs.iter().map(build).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The store that serves a bucket: the one whose most specific entry in `buckets` matches it.
+    pub fn find(&self, scheme: Scheme, bucket: &BucketName) -> Option<&Arc<Store>> {
+        let candidates = self.stores.iter().filter(|store| store.scheme() == scheme);
+        let ranked = candidates.filter_map(|store| Some((store.specificity(bucket)?, store)));
+        ranked
+            .max_by_key(|(specificity, _)| *specificity)
+            .map(|(_, store)| store)
+    }
+
+    /// The stores, in the configuration's order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<Store>> {
+        self.stores.iter()
+    }
+}
+
+/// Two stores must differ in name, and in every bucket pattern that one scheme's paths are routed by.
+fn refuse_clash(config: &StoreConfig, other: &StoreConfig) -> Result<(), ConfigError> {
+    let refuse = |key, value: String, problem: String| {
+        Err(ConfigError {
+            store: config.name.as_str().into(),
+            key,
+            value: value.into(),
+            problem: problem.into(),
+        })
+    };
+    if config.name == other.name {
+        return refuse(
+            "name",
+            format!("{:?}", config.name),
+            "is used twice: give each store its own name".into(),
+        );
+    }
+    if config.kind != other.kind {
+        return Ok(());
+    }
+    let taken = other.bucket_patterns()?;
+    match config
+        .bucket_patterns()?
+        .iter()
+        .find(|pattern| taken.contains(pattern))
+    {
+        None => Ok(()),
+        Some(pattern) => {
+            let value = match pattern {
+                BucketPattern::Name(name) => format!("{:?}", name.as_str()),
+                BucketPattern::Prefix(prefix) => format!("\"{prefix}*\""),
+            };
+            refuse(
+                "buckets",
+                value,
+                format!("is also served by store {:?}: keep it in one of them", other.name),
+            )
+        }
+    }
+}
+
+/// One configured store.
+pub struct Store {
+    name: Box<str>,
+    identity: StoreIdentity,
+    scheme: Scheme,
+    authorization: Authorization,
+    buckets: Vec<BucketPattern>,
+    requester_pays: bool,
+    endpoint_aliases: Vec<String>,
+    backend: Backend,
+    requests: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Remote(Box<remote::Remote>),
+    Directory(file::Directory),
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("name", &self.name)
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    fn new(
+        config: &StoreConfig,
+        context: &reqsign_core::Context,
+        surroundings: &Surroundings,
+    ) -> Result<Self, Error> {
+        let remote = |signing| -> Result<Backend, Error> {
+            let resolver = surroundings.resolver.clone();
+            Ok(Backend::Remote(Box::new(remote::Remote::new(
+                config, signing, resolver,
+            )?)))
+        };
+        let backend = match config.kind {
+            StoreKind::S3 => remote(s3::signing(config, context))?,
+            StoreKind::Oss => remote(oss::signing(config, context)?)?,
+            StoreKind::File => Backend::Directory(file::Directory::new(config, surroundings.clock.clone())),
+        };
+        Ok(Self {
+            name: config.name.as_str().into(),
+            identity: config.store_identity()?,
+            scheme: config.kind.scheme(),
+            authorization: config.authorization,
+            buckets: config.bucket_patterns()?,
+            requester_pays: config.requester_pays,
+            endpoint_aliases: config.endpoint_aliases.clone(),
+            backend,
+            requests: Arc::new(Semaphore::new(config.max_concurrent_requests as usize)),
+        })
+    }
+
+    /// The name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What makes it the same store on every node.
+    pub fn identity(&self) -> &StoreIdentity {
+        &self.identity
+    }
+
+    /// The scheme of its paths.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// Who proves the right to read an object.
+    pub fn authorization(&self) -> Authorization {
+        self.authorization
+    }
+
+    /// The buckets it serves, as the configuration spells them.
+    pub fn buckets(&self) -> Vec<String> {
+        self.buckets.iter().map(ToString::to_string).collect()
+    }
+
+    /// Whether it serves a bucket, if no other store does so more specifically.
+    pub fn serves(&self, bucket: &BucketName) -> bool {
+        self.specificity(bucket).is_some()
+    }
+
+    /// Requests that may begin now without waiting for others to end.
+    pub fn available_requests(&self) -> usize {
+        self.requests.available_permits()
+    }
+
+    /// Whether a client with this fingerprint means this store.
+    ///
+    /// A client spells its endpoint as it is configured: as the store's, as one of `endpoint_aliases`, or not at all
+    /// where the cloud's default leads to the same bucket. It may leave the region out.
+    pub fn fingerprint_matches(&self, fingerprint: &StoreFingerprint, bucket: &BucketName) -> bool {
+        if !self.serves(bucket) {
+            return false;
+        }
+        let spellings = match &self.backend {
+            Backend::Directory(_) => vec![(String::new(), String::new())],
+            Backend::Remote(remote) => spellings(
+                self.scheme,
+                remote.endpoint(),
+                remote.region(),
+                &self.endpoint_aliases,
+            ),
+        };
+        spellings.iter().any(|(endpoint, region)| {
+            let bucket = bucket.as_str();
+            StoreFingerprint::of(self.scheme, endpoint, region, bucket, self.requester_pays) == *fingerprint
+        })
+    }
+
+    /// Asks the store what is at a path now. The request is sent after this call begins, never answered from memory.
+    pub async fn head(&self, path: &ObjectPath) -> Result<ObjectMeta, Error> {
+        self.refuse_foreign(path)?;
+        let _permit = self.permit().await;
+        match &self.backend {
+            Backend::Remote(remote) => remote.head(path).await,
+            Backend::Directory(directory) => directory.head(path).await,
+        }
+    }
+
+    /// Reads a range of one generation: one ranged `GET` that names the generation, its reply checked.
+    ///
+    /// The stream holds one of the store's `max_concurrent_requests` until it is read to its end or dropped. Dropping
+    /// it, or this call, ends the request.
+    pub async fn get(&self, request: &RangeRequest) -> Result<ByteStream, Error> {
+        let RangeRequest {
+            path,
+            generation,
+            range,
+            ..
+        } = request;
+        self.refuse_foreign(path)?;
+        if range.is_empty() || range.end > generation.size_bytes {
+            return Err(Error::InvalidRange {
+                path: path.clone(),
+                start: range.start,
+                end: range.end,
+                size_bytes: generation.size_bytes,
+            });
+        }
+        let permit = self.permit().await;
+        match &self.backend {
+            Backend::Remote(remote) => remote.get(request, permit).await,
+            Backend::Directory(directory) => directory.get(request, permit).await,
+        }
+    }
+
+    /// Whether the store can be reached and accepts the daemon's credentials; which buckets are missing.
+    ///
+    /// Sends one small request for each bucket that is configured by its name (one in all if none is).
+    pub async fn check(&self) -> Result<(), Error> {
+        let remote = match &self.backend {
+            Backend::Directory(directory) => return directory.check().await,
+            Backend::Remote(remote) => remote,
+        };
+        let names = self.buckets.iter().filter_map(|pattern| match pattern {
+            BucketPattern::Name(name) => Some(name),
+            BucketPattern::Prefix(_) => None,
+        });
+        let mut named = false;
+        for name in names {
+            named = true;
+            let _permit = self.permit().await;
+            remote.check(Some(name)).await?;
+        }
+        if named {
+            return Ok(());
+        }
+        let _permit = self.permit().await;
+        remote.check(None).await
+    }
+
+    fn specificity(&self, bucket: &BucketName) -> Option<usize> {
+        self.buckets
+            .iter()
+            .filter(|pattern| pattern.matches(bucket))
+            .map(BucketPattern::specificity)
+            .max()
+    }
+
+    fn refuse_foreign(&self, path: &ObjectPath) -> Result<(), Error> {
+        if path.scheme == self.scheme && self.serves(&path.bucket) {
+            return Ok(());
+        }
+        Err(Error::NotServed {
+            path: path.clone(),
+            store: self.name.clone(),
+        })
+    }
+
+    async fn permit(&self) -> tokio::sync::OwnedSemaphorePermit {
+        Arc::clone(&self.requests)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed")
+    }
+}
+
+/// The (endpoint, region) pairs under which a client may know a store: its own host and the configured aliases, and
+/// the other names the cloud has for the same buckets.
+fn spellings(scheme: Scheme, endpoint: &Endpoint, region: &str, aliases: &[String]) -> Vec<(String, String)> {
+    let own = endpoint.host_and_port();
+    // Names that say neither region nor partition. Bucket names are unique within a partition only: a client that
+    // names nothing at all means `aws`.
+    let mut anywhere = vec![own.clone()];
+    anywhere.extend_from_slice(aliases);
+    let mut with_region = Vec::new();
+    match scheme {
+        Scheme::S3 if own == Endpoint::aws_host(region) => {
+            anywhere.push(own.replacen("s3.", "s3.dualstack.", 1));
+            let partitions = ["cn-", "us-gov-", "us-iso", "eu-iso", "eusc-"];
+            if partitions.iter().any(|start| region.starts_with(start)) {
+                with_region.push(String::new());
+            } else {
+                anywhere.extend(["s3.amazonaws.com".to_owned(), String::new()]);
+            }
+        }
+        Scheme::Oss if endpoint.oss_region().as_deref() == Some(region) => {
+            let hosts = [
+                format!("oss-{region}-internal.aliyuncs.com"),
+                format!("oss-{region}.aliyuncs.com"),
+            ];
+            anywhere.extend(hosts);
+            anywhere.push(String::new());
+        }
+        Scheme::S3 | Scheme::Oss | Scheme::File => {}
+    }
+    with_region.extend_from_slice(&anywhere);
+    let without = anywhere.into_iter().map(|host| (host, String::new()));
+    with_region
+        .into_iter()
+        .map(|host| (host, region.to_owned()))
+        .chain(without)
+        .collect()
+}
+
+/// What stores take from outside of their configuration; tests bring their own.
+struct Surroundings {
+    env: Arc<dyn Env>,
+    clock: Clock,
+    /// `None`: the system's.
+    resolver: Option<Arc<dyn DnsResolver>>,
+}
+
+/// The wall clock, as the kernel stamps files with it.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+
+impl Clock {
+    /// The system's.
+    pub fn system() -> Self {
+        Self::new(SystemTime::now)
+    }
+
+    /// One that says what `now` says.
+    pub fn new(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    fn now(&self) -> SystemTime {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clock")
+    }
+}

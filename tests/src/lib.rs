@@ -1,1 +1,28 @@
-//! Behaviour tests.
+//! The harness of Cachelet's behaviour tests: real processes, real sockets, a real S3 server.
+//!
+//! A test says what it needs (an [`S3Server`], a [`FaultProxy`] in front of it, a [`Process`] of this workspace, a
+//! [`TestDir`]) and what it waits for ([`wait_until`]). Everything it starts ends with it: when the value is dropped,
+//! when the test panics, and when the whole test process is killed.
+//!
+//! A harness has nobody to return an error to: what goes wrong here panics, with what was attempted and on what.
+
+mod cluster;
+mod content;
+mod dir;
+mod fault_proxy;
+mod literal_s3;
+mod loopback;
+mod net;
+mod process;
+mod s3;
+mod wait;
+
+pub use cluster::{Cluster, ClusterBuilder, GrantSetup, LEASE, Service, Worker, can_mount, node_name};
+pub use content::{deterministic_bytes, deterministic_range, first_difference, sha256_file, sha256_hex};
+pub use dir::TestDir;
+pub use fault_proxy::{Fault, FaultProxy, Hold, RecordedRequest};
+pub use literal_s3::LiteralS3;
+pub use net::free_port;
+pub use process::{Finished, Process, ProcessBuilder};
+pub use s3::{ACCESS_KEY, Bucket, REGION, Refused, Reply, S3Kind, S3Server, SECRET_KEY, StoredObject};
+pub use wait::wait_until;

@@ -210,7 +210,9 @@ impl<T: Encode> Encode for Vec<T> {
     fn encode(&self, out: &mut Vec<u8>) {
         let count = u16::try_from(self.len()).expect("senders split longer lists");
         count.encode(out);
-        self.iter().for_each(|element| element.encode(out));
+        for element in self {
+            element.encode(out);
+        }
     }
 }
 

@@ -403,11 +403,8 @@ mod tests {
             Err(ReceiveError::Descriptor(DescriptorError::Missing))
         ));
         drop(fillers.pop());
-        assert_eq!(
-            File::open("/dev/null").unwrap().as_raw_fd() as u64,
-            limit - 1,
-            "nothing was installed"
-        );
+        let next = u64::try_from(File::open("/dev/null").unwrap().as_raw_fd()).unwrap();
+        assert_eq!(next, limit - 1, "nothing was installed");
     }
 
     #[test]

@@ -1,0 +1,66 @@
+# Each target installs what it needs, outside the repository: ${CACHELET_CACHE:-~/.cache/cachelet}.
+# A second run finds it there. Needs Rust (rustup), Java 17, Maven, Go and Python 3.11.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-min test bench lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts \
+        soak fmt clean release-binaries s3-servers
+
+# TPC-H scale factor of the demo's data, and the seconds for each fuzz target.
+SF ?= 0.1
+SECONDS_PER_TARGET ?= 60
+
+BIN := $(or $(CARGO_TARGET_DIR),target)/release
+
+help: ## Show this list
+	@echo "Cachelet: make <target>"
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: SF=1 (scale of the demo's data), KEEP=1 (leave the demo running), SECONDS_PER_TARGET=600 (soak)"
+
+demo: release-binaries ## Read TPC-H through a two-node cluster in front of a real S3 server, and compare
+	@scripts/s3-server install s3proxy
+	@$(BIN)/cachelet-demo --scale-factor $(SF) $(if $(filter-out 0,$(KEEP)),--keep)
+
+demo-min: release-binaries ## The same without an S3 server: a directory is the store
+	@$(BIN)/cachelet-demo --minimal $(if $(filter-out 0,$(KEEP)),--keep)
+
+test: s3-servers ## Run all tests, against real processes and real S3 servers
+	cargo build --workspace --bins --locked
+	cargo test --workspace --locked
+
+bench: release-binaries ## Measure against the local file system and direct S3; writes target/bench/report.json
+	@scripts/s3-server install s3proxy
+	@$(BIN)/cachelet-bench
+
+lint: lint-format lint-clippy lint-docs lint-dependencies lint-scripts ## Check format, lints, docs, dependencies and scripts
+
+lint-format:
+	cargo fmt --all --check
+
+lint-clippy:
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+lint-docs:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+# Advisories are left to a scheduled job: their database is a Git repository, which not every network reaches.
+lint-dependencies:
+	scripts/dev-tool cargo-deny --locked check bans licenses sources
+
+lint-scripts:
+	scripts/dev-tool shellcheck -x scripts/* .ci/run
+
+soak: ## Fuzz every decoder, SECONDS_PER_TARGET each
+	scripts/soak $(SECONDS_PER_TARGET)
+
+fmt: ## Format the code
+	cargo fmt --all
+
+clean: ## Remove what was built here (not the cache)
+	cargo clean
+
+release-binaries:
+	cargo build --release --workspace --bins --locked
+
+s3-servers:
+	@scripts/s3-server install s3proxy
+	@scripts/s3-server install versitygw

@@ -1,0 +1,174 @@
+//! Sessions: what each client process has opened and holds.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use cachelet_protocol::ids::{FileId, Handle, SessionId};
+use tokio::sync::Notify;
+
+use crate::connection::FrameWriter;
+use crate::fill::OpenObject;
+
+/// Most objects a session may have open at a time.
+const MAX_HANDLES: usize = 1 << 16;
+
+/// One client process's session.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) id: SessionId,
+    /// Proves that a data connection belongs to the session.
+    pub(super) secret: [u8; 16],
+    pub(super) writer: Arc<FrameWriter>,
+    handles: Mutex<HashMap<Handle, Arc<OpenObject>>>,
+    next_handle: AtomicU64,
+    /// Files granted and not released.
+    granted: Mutex<HashSet<FileId>>,
+    unacknowledged: AtomicU16,
+}
+
+impl Session {
+    pub(super) fn new(id: SessionId, writer: Arc<FrameWriter>) -> Self {
+        Self {
+            id,
+            secret: rand::random(),
+            writer,
+            handles: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+            granted: Mutex::default(),
+            unacknowledged: AtomicU16::new(0),
+        }
+    }
+
+    /// Keeps an opened object; `None` when the session has too many.
+    pub(super) fn open(&self, object: Arc<OpenObject>) -> Option<Handle> {
+        let mut handles = lock(&self.handles);
+        if handles.len() >= MAX_HANDLES {
+            return None;
+        }
+        let handle = Handle(self.next_handle.fetch_add(1, Ordering::Relaxed));
+        handles.insert(handle, object);
+        Some(handle)
+    }
+
+    pub(super) fn object(&self, handle: Handle) -> Option<Arc<OpenObject>> {
+        lock(&self.handles).get(&handle).cloned()
+    }
+
+    pub(super) fn close(&self, handle: Handle) {
+        lock(&self.handles).remove(&handle);
+    }
+
+    /// Takes one of the session's few unacknowledged grants, unless all are taken.
+    pub(super) fn begin_grant(&self, most: u16) -> bool {
+        self.unacknowledged
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                (count < most).then_some(count + 1)
+            })
+            .is_ok()
+    }
+
+    /// Gives back grants that were acknowledged, or never sent. A client that acknowledges too much gains nothing.
+    pub(super) fn end_grants(&self, acknowledged: u16) {
+        let _ = self
+            .unacknowledged
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                Some(count.saturating_sub(acknowledged))
+            });
+    }
+
+    pub(super) fn granted(&self, file: FileId) {
+        lock(&self.granted).insert(file);
+    }
+
+    pub(super) fn released(&self, file: FileId) -> bool {
+        lock(&self.granted).remove(&file)
+    }
+
+    pub(super) fn holds(&self, file: FileId) -> bool {
+        lock(&self.granted).contains(&file)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Who is connected, and how many requests are under way.
+#[derive(Debug, Default)]
+pub struct SessionTable {
+    sessions: RwLock<HashMap<SessionId, Arc<Session>>>,
+    next: AtomicU64,
+    under_way: AtomicUsize,
+    idle: Notify,
+}
+
+impl SessionTable {
+    /// Sessions connected now.
+    pub fn len(&self) -> usize {
+        self.sessions.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether nobody is connected.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Begins a session, unless there are too many.
+    pub(super) fn begin(&self, writer: Arc<FrameWriter>, most: usize) -> Option<Arc<Session>> {
+        let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
+        if sessions.len() >= most {
+            return None;
+        }
+        let id = SessionId(self.next.fetch_add(1, Ordering::Relaxed) + 1);
+        let session = Arc::new(Session::new(id, writer));
+        sessions.insert(id, Arc::clone(&session));
+        Some(session)
+    }
+
+    pub(super) fn end(&self, id: SessionId) {
+        self.sessions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
+    }
+
+    pub(super) fn get(&self, id: SessionId) -> Option<Arc<Session>> {
+        self.sessions
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
+    }
+
+    /// Counts a request as under way until the guard is dropped.
+    pub(super) fn request(&self) -> RequestGuard<'_> {
+        self.under_way.fetch_add(1, Ordering::AcqRel);
+        RequestGuard { table: self }
+    }
+
+    /// Waits until no request is under way.
+    pub(super) async fn wait_until_idle(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.under_way.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+}
+
+/// See [`SessionTable::request`].
+#[derive(Debug)]
+pub(super) struct RequestGuard<'a> {
+    table: &'a SessionTable,
+}
+
+impl Drop for RequestGuard<'_> {
+    fn drop(&mut self) {
+        if self.table.under_way.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.table.idle.notify_waiters();
+        }
+    }
+}
