@@ -4,6 +4,13 @@
 
 #![cfg(test)]
 
+mod coalescing;
 mod docs;
+mod eviction;
+mod generations;
+mod grants;
+mod integrity;
 mod reads;
+mod short_circuit;
 mod support;
+mod wire;
