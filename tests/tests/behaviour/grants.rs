@@ -165,7 +165,7 @@ fn a_session_over_its_share_of_the_cache_gets_no_further_grant_and_reads_inline(
     granted.expect("there is room again");
 
     // A client keeps to its share by itself, and sees nothing of all this.
-    let (long, stored) = put(&bucket, "long", 82, 9 * MIB);
+    let (long, stored) = put(&bucket, "long", 82, 10 * MIB);
     let client = client_of(worker);
     let object = open(&client, &long).expect("it exists");
     for _ in 0..2 {
