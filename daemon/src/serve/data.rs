@@ -19,9 +19,9 @@ use futures::StreamExt;
 use subtle::ConstantTimeEq;
 
 use super::Context;
-use super::control::{Broken, unknown_handle, welcome};
-use super::refusal::Refusal;
+use super::refusal::{Broken, Refusal, unknown_handle};
 use super::session::Session;
+use super::welcome::welcome;
 use crate::connection::{FrameReader, FrameWriter};
 use crate::fill::{self, Filled, OpenObject};
 use crate::metrics::ReadPath;

@@ -10,7 +10,7 @@ use cachelet_protocol::block::{CHUNK_BYTES, PAGE_BYTES, PageIndex, PageSet};
 use cachelet_protocol::integrity::{ChunkCrcs, PageWord, chunk_crcs, crc32c};
 
 use super::format::{self, Damage};
-use super::{Block, BlockStore, DATA_OFFSET, Error, Event, Reason, Reservation, lock};
+use super::{Block, BlockStore, DATA_OFFSET, Error, Reason, Reservation, lock};
 
 impl BlockStore {
     /// Writes one page, whole, and returns the pages that are present then. Touches the disk.
@@ -173,7 +173,7 @@ impl BlockStore {
         }
         // Also after a failure: some of it may be on disk, wherever the file is by now.
         let cached = state.ledger.commit(block.file_id(), reservation.spend());
-        let result = match written {
+        match written {
             Err(error) => Err(error),
             Ok(()) if !cached || block.is_retired() => Err(Error::Evicted {
                 file_id: block.file_id(),
@@ -188,18 +188,7 @@ impl BlockStore {
                     pages.verified
                 }))
             }
-        };
-        drop(state);
-        if let Err(Error::Io {
-            attempt,
-            path,
-            source,
-        }) = &result
-        {
-            let copy = Error::io(attempt, path, io::Error::from(source.kind()));
-            self.emit(Event::Failed(copy));
         }
-        result
     }
 }
 

@@ -10,6 +10,7 @@ mod eviction;
 mod generations;
 mod grants;
 mod integrity;
+mod lifecycle;
 mod reads;
 mod short_circuit;
 mod support;

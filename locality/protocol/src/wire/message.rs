@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::codec::{Decode, DecodeError, Encode, structure};
-use super::frame::FrameKind;
+use super::frame::{FrameHeader, FrameKind, HEADER_BYTES, MAX_CONTROL_BYTES, RequestId};
 use crate::block::{BlockIndex, PageSet};
 use crate::ids::{
     BucketName, Epoch, FileId, Generation, Handle, NodeName, ObjectPath, Scheme, SessionId, StoreFingerprint,
@@ -14,6 +14,25 @@ use crate::ids::{
 pub trait Payload: Encode + Decode {
     /// The frame kind that carries it.
     const KIND: FrameKind;
+}
+
+/// A whole control frame: header and payload.
+///
+/// Messages are built from values whose lengths are bounded, so a payload fits [`MAX_CONTROL_BYTES`]; senders of lists
+/// (`Used`, `Release`, `DropFiles`) send several messages.
+pub fn encode<M: Payload>(message: &M, flags: u8, request: RequestId) -> Vec<u8> {
+    let mut frame = vec![0; HEADER_BYTES];
+    message.encode(&mut frame);
+    let length = frame.len() - HEADER_BYTES;
+    debug_assert!(length <= MAX_CONTROL_BYTES, "control payload of {length} bytes");
+    let header = FrameHeader {
+        length: length as u32,
+        kind: M::KIND as u8,
+        flags,
+        request,
+    };
+    frame[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
+    frame
 }
 
 macro_rules! messages {
