@@ -460,8 +460,7 @@ impl Inner {
     ) -> Result<(), Error> {
         let start = self.table.block_size().start_of(block) + offset;
         let length = buf.len() as u64;
-        let verify =
-            shared.options.verify_reads || self.table.slot(block).distrusted.load(Ordering::Relaxed);
+        let verify = shared.options.verify_reads || self.table.slot(block).distrusted.load(Ordering::Relaxed);
         let remote = self.with_session(shared, |session, handle| {
             session.read_inline(handle, start, buf, verify)?;
             Ok(session.is_remote())

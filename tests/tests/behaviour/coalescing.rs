@@ -6,7 +6,9 @@ use std::thread;
 use cachelet_protocol::block::{BlockIndex, PageSet};
 use cachelet_protocol::ids::FileId;
 use cachelet_protocol::wire::{Message, OPEN_NO_DATA, Open};
-use cachelet_tests::{Bucket, ClusterBuilder, Cluster, FaultProxy, S3Server, deterministic_bytes, wait_until};
+use cachelet_tests::{
+    Bucket, Cluster, ClusterBuilder, FaultProxy, S3Server, deterministic_bytes, wait_until,
+};
 use http::Method;
 
 use super::support::{
@@ -51,7 +53,10 @@ fn sixty_four_clients_on_one_cold_object_cost_the_origin_one_copy() {
                     let at = (page + number) % pages * MIB;
                     let length = stream.read_at(&mut buffer, at).expect("it can be read");
                     let expected = &content[at as usize..(at + MIB).min(size) as usize];
-                    assert!(buffer[..length] == *expected, "client {number} read wrong bytes at {at}");
+                    assert!(
+                        buffer[..length] == *expected,
+                        "client {number} read wrong bytes at {at}"
+                    );
                 }
             })
         })
@@ -66,9 +71,15 @@ fn sixty_four_clients_on_one_cold_object_cost_the_origin_one_copy() {
     }
     let limit = size + size / 100;
     let sent = proxy.bytes_sent();
-    assert!(sent <= limit, "{sent} bytes left the origin for an object of {size}");
+    assert!(
+        sent <= limit,
+        "{sent} bytes left the origin for an object of {size}"
+    );
     let filled = cluster.worker(0).count("/fill_bytes/origin");
-    assert!((size..=limit).contains(&filled), "{filled} bytes filled of {size}");
+    assert!(
+        (size..=limit).contains(&filled),
+        "{filled} bytes filled of {size}"
+    );
 }
 
 #[test]
@@ -99,10 +110,15 @@ fn a_reader_that_goes_away_in_mid_fill_cancels_nobody_elses_pages() {
     wait_until(DEADLINE, "the first has gone", || worker.count("/sessions") == 1);
     drop(hold);
     let bytes = stayer.join().expect("it does not panic").expect("it can be read");
-    assert!(bytes == deterministic_bytes(41, 8 * MIB), "the one who stayed read wrong bytes");
+    assert!(
+        bytes == deterministic_bytes(41, 8 * MIB),
+        "the one who stayed read wrong bytes"
+    );
     assert_eq!(proxy.count(&Method::GET), 1, "{:?}", proxy.requests());
     assert_eq!(proxy.bytes_sent(), 8 * MIB, "the origin sent every byte once");
-    wait_until(DEADLINE, "no fetch is left", || worker.count("/fetches_in_flight") == 0);
+    wait_until(DEADLINE, "no fetch is left", || {
+        worker.count("/fetches_in_flight") == 0
+    });
 }
 
 #[test]

@@ -99,32 +99,50 @@ fn refill_after_eviction_never_reads_the_old_files_hole() {
             hog.acknowledge(1);
         }
     }
-    wait_until(DEADLINE, "the block was evicted", || worker.count("/cache/evictions") > 0);
+    wait_until(DEADLINE, "the block was evicted", || {
+        worker.count("/cache/evictions") > 0
+    });
     assert_within_quota(worker);
     drop(hog);
-    wait_until(DEADLINE, "the others' blocks are nobody's", || worker.count("/sessions") == 2);
+    wait_until(DEADLINE, "the others' blocks are nobody's", || {
+        worker.count("/sessions") == 2
+    });
 
     // Pages that the old file lacks: they come in another file, of which the old one knows nothing.
     let new = session
         .fill(opened.handle, BlockIndex(0), old, PageSet::span(1..4))
         .expect("there is room for it again");
-    assert_ne!(new.granted.file_id, old, "a file that was evicted is never filled");
+    assert_ne!(
+        new.granted.file_id, old,
+        "a file that was evicted is never filled"
+    );
     assert!(new.granted.present.contains_all(PageSet::span(1..4)));
     let (new_file, new_facts) = keep(new);
     assert_content(100, MIB, &held_bytes(&new_file, &new_facts)[MIB as usize..]);
     let held = held_bytes(&old_file, &facts);
     assert_content(100, 0, &held[..MIB as usize]);
-    assert!(held[MIB as usize..].iter().all(|byte| *byte == 0), "the old file has its hole still");
+    assert!(
+        held[MIB as usize..].iter().all(|byte| *byte == 0),
+        "the old file has its hole still"
+    );
     // The client that follows the protocol asks for page 0 anew, and gets everything right.
     assert_content(100, 0, &read_range(&stream, 0..4 * MIB).expect("it can be read"));
-    assert_content(100, MIB + 5, &read_range(&stream, MIB + 5..3 * MIB).expect("it can be read"));
+    assert_content(
+        100,
+        MIB + 5,
+        &read_range(&stream, MIB + 5..3 * MIB).expect("it can be read"),
+    );
     assert_within_quota(worker);
 }
 
 #[test]
 fn an_evicted_block_stays_readable_through_its_descriptor_and_is_charged_until_that_is_closed() {
     let (bucket, cluster) = over_s3();
-    let mut cluster = cluster.without_service().quota("16MiB").block_size("4MiB").start();
+    let mut cluster = cluster
+        .without_service()
+        .quota("16MiB")
+        .block_size("4MiB")
+        .start();
     let blocks = put_blocks(&bucket, 110, 8);
     let worker = cluster.worker(0);
     let mut session = RawSession::begin(worker);
@@ -159,13 +177,19 @@ fn an_evicted_block_stays_readable_through_its_descriptor_and_is_charged_until_t
         assert_within_quota(worker) < charge
     });
     drop(other);
-    wait_until(DEADLINE, "nothing is evicted and held", || assert_within_quota(worker) == 0);
+    wait_until(DEADLINE, "nothing is evicted and held", || {
+        assert_within_quota(worker) == 0
+    });
 }
 
 #[test]
 fn readers_of_more_than_the_cache_holds_get_every_byte_right() {
     let (bucket, cluster) = over_s3();
-    let mut cluster = cluster.without_service().quota("24MiB").block_size("4MiB").start();
+    let mut cluster = cluster
+        .without_service()
+        .quota("24MiB")
+        .block_size("4MiB")
+        .start();
     const OBJECTS: u64 = 8;
     const SIZE: u64 = 7 * MIB + 4321;
     let paths: Arc<Vec<String>> = Arc::new(
@@ -189,16 +213,15 @@ fn readers_of_more_than_the_cache_holds_get_every_byte_right() {
                 for step in 0..60 {
                     // The numbers of `deterministic_range` are as good as any.
                     random = u64::from_le_bytes(
-                        deterministic_range(random, 0..8)
-                            .try_into()
-                            .expect("eight bytes"),
+                        deterministic_range(random, 0..8).try_into().expect("eight bytes"),
                     );
                     let number = random % OBJECTS;
                     let stream = open(&client, &paths[number as usize]).expect("it exists");
                     let start = random / 1000 % SIZE;
                     let end = SIZE.min(start + 1 + random / 7 % (2 * MIB));
-                    let bytes = read_range(&stream, start..end)
-                        .unwrap_or_else(|error| panic!("reader {reader}, step {step}, object {number}: {error}"));
+                    let bytes = read_range(&stream, start..end).unwrap_or_else(|error| {
+                        panic!("reader {reader}, step {step}, object {number}: {error}")
+                    });
                     assert_content(120 + number, start, &bytes);
                 }
             })
@@ -220,7 +243,9 @@ fn readers_of_more_than_the_cache_holds_get_every_byte_right() {
         }
     });
     assert!(worker.count("/cache/evictions") > 0, "there was more than fits");
-    wait_until(DEADLINE, "nothing is evicted and held", || assert_within_quota(worker) == 0);
+    wait_until(DEADLINE, "nothing is evicted and held", || {
+        assert_within_quota(worker) == 0
+    });
 }
 
 #[test]

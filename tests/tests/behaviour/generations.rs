@@ -59,16 +59,28 @@ fn a_stream_over_an_overwritten_object_gives_its_own_bytes_or_says_that_the_obje
 
         let (_, stored) = put(&bucket, key, 11, new_size);
         // Page 0 is cached; page 2 is in the same block and is not; page 5 is in a block that does not exist yet.
-        assert_content(10, 1000, &read_range(&stream, 1000..MIB).expect("page 0 is cached"));
+        assert_content(
+            10,
+            1000,
+            &read_range(&stream, 1000..MIB).expect("page 0 is cached"),
+        );
         for page in [2, 5] {
             let range = page * MIB..page * MIB + 4096;
             assert_changed(read_range(&stream, range), &format!("{key}, page {page}"));
         }
         // From a cached page into one that is not: none of it, rather than some of each.
         assert_changed(read_range(&stream, MIB - 10..MIB + 10), key);
-        assert_content(10, 0, &read_range(&stream, 0..MIB).expect("page 0 is still cached"));
+        assert_content(
+            10,
+            0,
+            &read_range(&stream, 0..MIB).expect("page 0 is still cached"),
+        );
         assert_eq!(sha256_through(cluster.worker(0), &path), stored.sha256, "{key}");
-        assert_content(10, 0, &read_range(&stream, 0..MIB).expect("an open stream does not move on"));
+        assert_content(
+            10,
+            0,
+            &read_range(&stream, 0..MIB).expect("an open stream does not move on"),
+        );
     }
 }
 
@@ -81,7 +93,11 @@ fn a_deleted_object_is_not_found_and_its_open_streams_end_in_a_typed_error() {
     let stream = open(&client, &path).expect("it exists");
     assert_content(20, 0, &read_range(&stream, 0..4096).expect("it is there"));
     bucket.delete("deleted");
-    assert_content(20, 4096, &read_range(&stream, 4096..MIB).expect("page 0 is cached"));
+    assert_content(
+        20,
+        4096,
+        &read_range(&stream, 4096..MIB).expect("page 0 is cached"),
+    );
     let missing = read_range(&stream, 2 * MIB..3 * MIB);
     assert!(
         matches!(missing, Err(Error::NotFound(_) | Error::ObjectChanged { .. })),
@@ -145,7 +161,11 @@ fn a_wrong_generation_is_never_answered_with_bytes() {
                 let client = client_of(cluster.worker(0));
                 let request = OpenRequest::new(path.parse().expect("a valid path"));
                 let read = client
-                    .open(&request.with_generation(generation.clone()).with_first_range(0..100))
+                    .open(
+                        &request
+                            .with_generation(generation.clone())
+                            .with_first_range(0..100),
+                    )
                     .and_then(|stream| read_range(&stream, 0..100));
                 assert_changed(read, &format!("{key}, {state}, {generation}"));
             }
@@ -197,10 +217,17 @@ fn a_file_of_a_directory_store_is_cached_once_it_has_settled_and_is_never_mixed_
 
     write(31);
     assert_content(30, 0, &read_range(&stream, 0..MIB).expect("page 0 is cached"));
-    assert_changed(read_range(&stream, MIB..2 * MIB), "a page of the file before it was written");
+    assert_changed(
+        read_range(&stream, MIB..2 * MIB),
+        "a page of the file before it was written",
+    );
     let after = open_settled();
     assert_content(31, 0, &read_all(&after).expect("it has settled"));
-    assert_content(30, 0, &read_range(&stream, 0..MIB).expect("an open stream does not move on"));
+    assert_content(
+        30,
+        0,
+        &read_range(&stream, 0..MIB).expect("an open stream does not move on"),
+    );
 
     fs::remove_file(&file).expect("it is ours");
     let gone = open(&client, path);

@@ -42,7 +42,10 @@ fn a_granted_descriptor_cannot_be_made_writable_even_by_root() {
         error.raw_os_error().map(Errno::from_raw)
     };
     assert_eq!(reopen(OpenOptions::new().write(true)), Some(Errno::EROFS));
-    assert_eq!(reopen(OpenOptions::new().read(true).write(true)), Some(Errno::EROFS));
+    assert_eq!(
+        reopen(OpenOptions::new().read(true).write(true)),
+        Some(Errno::EROFS)
+    );
     assert_eq!(reopen(OpenOptions::new().append(true)), Some(Errno::EROFS));
     let truncating = reopen(OpenOptions::new().read(true).custom_flags(libc::O_TRUNC));
     assert_eq!(truncating, Some(Errno::EROFS));
@@ -55,7 +58,10 @@ fn a_granted_descriptor_cannot_be_made_writable_even_by_root() {
         Err(Errno::EROFS)
     );
     assert!(file.set_len(0).is_err(), "truncated");
-    assert!(file.write_all_at(b"x", grant.granted.data_offset).is_err(), "written");
+    assert!(
+        file.write_all_at(b"x", grant.granted.data_offset).is_err(),
+        "written"
+    );
 
     let mut bytes = vec![0; 2 << 20];
     file.read_exact_at(&mut bytes, grant.granted.data_offset)
@@ -93,10 +99,20 @@ fn without_the_read_only_mount_nothing_is_granted_and_reads_come_inline() {
 
     let client = client_of(worker);
     let object = open(&client, &path).expect("it exists");
-    assert_eq!(sha256_hex(&read_all(&object).expect("it can be read")), stored.sha256);
+    assert_eq!(
+        sha256_hex(&read_all(&object).expect("it can be read")),
+        stored.sha256
+    );
     let stats = client.stats();
-    assert_eq!((stats.grants_received, stats.inline_bytes), (0, stored.size_bytes));
-    assert_eq!(worker.count("/fill_bytes/origin"), stored.size_bytes, "it is cached all the same");
+    assert_eq!(
+        (stats.grants_received, stats.inline_bytes),
+        (0, stored.size_bytes)
+    );
+    assert_eq!(
+        worker.count("/fill_bytes/origin"),
+        stored.size_bytes,
+        "it is cached all the same"
+    );
 }
 
 #[test]
@@ -116,11 +132,20 @@ fn a_session_that_acknowledges_nothing_gets_eight_descriptors_and_is_still_answe
     for round in 0..3 {
         let (opened, ninth) = session.open(&paths[8].0, 100_000);
         let refused = ninth.expect_err("eight are on their way");
-        assert_eq!(refused.reason, BypassReason::NoGrant, "round {round}: {}", refused.detail);
+        assert_eq!(
+            refused.reason,
+            BypassReason::NoGrant,
+            "round {round}: {}",
+            refused.detail
+        );
         // The bytes are to be had all the same.
         assert_content(78, 0, &session.read_inline(opened.handle, 0, 100_000));
     }
-    assert_eq!(sha256_through(worker, &paths[9].0), paths[9].1.sha256, "others are served");
+    assert_eq!(
+        sha256_through(worker, &paths[9].0),
+        paths[9].1.sha256,
+        "others are served"
+    );
     session.acknowledge(1);
     session.open(&paths[8].0, 100_000).1.expect("one has arrived");
     let refused = session.open(&paths[9].0, 100_000).1.expect_err("eight again");
@@ -128,9 +153,17 @@ fn a_session_that_acknowledges_nothing_gets_eight_descriptors_and_is_still_answe
     // Acknowledging more than was sent gains nothing.
     session.acknowledge(u16::MAX);
     for number in 0..8 {
-        held.push(session.open(&paths[number].0, 100_000).1.expect("all have arrived"));
+        held.push(
+            session
+                .open(&paths[number].0, 100_000)
+                .1
+                .expect("all have arrived"),
+        );
     }
-    session.open(&paths[9].0, 100_000).1.expect_err("eight, not 65,535");
+    session
+        .open(&paths[9].0, 100_000)
+        .1
+        .expect_err("eight, not 65,535");
 }
 
 #[test]
@@ -169,9 +202,16 @@ fn a_session_over_its_share_of_the_cache_gets_no_further_grant_and_reads_inline(
     let client = client_of(worker);
     let object = open(&client, &long).expect("it exists");
     for _ in 0..2 {
-        assert_eq!(sha256_hex(&read_all(&object).expect("it can be read")), stored.sha256);
+        assert_eq!(
+            sha256_hex(&read_all(&object).expect("it can be read")),
+            stored.sha256
+        );
     }
-    assert!(client.descriptors_held() <= 1, "{} held", client.descriptors_held());
+    assert!(
+        client.descriptors_held() <= 1,
+        "{} held",
+        client.descriptors_held()
+    );
     assert!(client.stats().grants_closed > 0, "it gave descriptors back");
 }
 
@@ -187,7 +227,10 @@ fn a_block_larger_than_a_sessions_share_is_read_inline() {
     let (path, stored) = put(&bucket, "large", 83, 9 * MIB);
     let client = client_of(cluster.worker(0));
     let object = open(&client, &path).expect("it exists");
-    assert_eq!(sha256_hex(&read_all(&object).expect("it can be read")), stored.sha256);
+    assert_eq!(
+        sha256_hex(&read_all(&object).expect("it can be read")),
+        stored.sha256
+    );
     let inline = client.stats().inline_bytes;
     assert!(inline >= 8 * MIB, "{inline} bytes came inline");
 }
@@ -237,11 +280,15 @@ fn garbage_ends_the_connection_it_came_on_and_harms_nobody_else() {
     let object = open(&bystander, &path).expect("it exists");
     read_all(&object).expect("it can be read");
     assert_eq!(sha256_through(worker, &path), stored.sha256);
-    wait_until(DEADLINE, "only the bystander is left", || worker.count("/sessions") == 1);
+    wait_until(DEADLINE, "only the bystander is left", || {
+        worker.count("/sessions") == 1
+    });
     let before = descriptors_of(worker);
 
     let greeting = encode(&hello(Role::Control), 0, 1);
-    let noise: Vec<u8> = (0..100_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let noise: Vec<u8> = (0..100_000_u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
     let open_kind = FrameKind::Open as u8;
     let bad_reserved = {
         let mut bytes = header(open_kind, 0);
@@ -251,7 +298,10 @@ fn garbage_ends_the_connection_it_came_on_and_harms_nobody_else() {
     let garbage: Vec<(&str, Vec<u8>)> = vec![
         ("noise", noise.clone()),
         ("an endless length", header(open_kind, u32::MAX)),
-        ("an endless length of data", header(FrameKind::Data as u8, u32::MAX)),
+        (
+            "an endless length of data",
+            header(FrameKind::Data as u8, u32::MAX),
+        ),
         ("a length just too long", header(open_kind, (64 << 10) + 1)),
         ("reserved bytes", bad_reserved),
         ("an open before the hello", header(open_kind, 0)),
@@ -262,7 +312,10 @@ fn garbage_ends_the_connection_it_came_on_and_harms_nobody_else() {
             encode(&hello, 0, 1)
         }),
         ("a peer on the domain socket", encode(&hello(Role::Peer), 0, 1)),
-        ("a data connection of no session", encode(&hello(Role::Data), 0, 1)),
+        (
+            "a data connection of no session",
+            encode(&hello(Role::Data), 0, 1),
+        ),
     ];
     for (what, bytes) in &garbage {
         println!("{what}");
@@ -273,10 +326,16 @@ fn garbage_ends_the_connection_it_came_on_and_harms_nobody_else() {
         ("noise", noise.clone()),
         ("an endless length", header(open_kind, u32::MAX)),
         ("an open without content", header(open_kind, 0)),
-        ("an open full of noise", [header(open_kind, 5000), noise[..5000].to_vec()].concat()),
+        (
+            "an open full of noise",
+            [header(open_kind, 5000), noise[..5000].to_vec()].concat(),
+        ),
         ("a second hello", greeting.clone()),
         ("an answer to nothing", header(FrameKind::Opened as u8, 0)),
-        ("object bytes", [header(FrameKind::Data as u8, 10), vec![7; 10]].concat()),
+        (
+            "object bytes",
+            [header(FrameKind::Data as u8, 10), vec![7; 10]].concat(),
+        ),
     ] {
         println!("in a session: {what}");
         wait_until_closed(send_to(worker, &[&greeting[..], &bytes].concat()));
@@ -294,10 +353,22 @@ fn garbage_ends_the_connection_it_came_on_and_harms_nobody_else() {
         drop(send_to(worker, &greeting[..cut]));
     }
 
-    assert_content(90, 0, &read_range(&object, 0..3 * MIB).expect("the bystander reads on"));
-    assert_eq!(sha256_through(worker, &path), stored.sha256, "newcomers are served");
-    wait_until(DEADLINE, "only the bystander is left", || worker.count("/sessions") == 1);
-    wait_until(DEADLINE, "no descriptor is left behind", || descriptors_of(worker) <= before);
+    assert_content(
+        90,
+        0,
+        &read_range(&object, 0..3 * MIB).expect("the bystander reads on"),
+    );
+    assert_eq!(
+        sha256_through(worker, &path),
+        stored.sha256,
+        "newcomers are served"
+    );
+    wait_until(DEADLINE, "only the bystander is left", || {
+        worker.count("/sessions") == 1
+    });
+    wait_until(DEADLINE, "no descriptor is left behind", || {
+        descriptors_of(worker) <= before
+    });
     assert_eq!(bystander.stats().reconnects, 0);
 }
 
@@ -316,7 +387,10 @@ fn a_connection_that_says_nothing_is_closed_and_one_that_said_hello_is_not() {
     for socket in silent {
         wait_until_closed(socket);
     }
-    session.open(&path, 100_000).1.expect("a session may be as quiet as it likes");
+    session
+        .open(&path, 100_000)
+        .1
+        .expect("a session may be as quiet as it likes");
     // The file itself may be open now, too.
     wait_until(DEADLINE, "no descriptor is left behind", || {
         descriptors_of(worker) <= before + 1

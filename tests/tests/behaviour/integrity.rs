@@ -59,7 +59,15 @@ fn damage_is_found_before_the_first_grant_after_a_crash_set_aside_and_refetched(
     let mut cluster = cluster.without_service().block_size("4MiB").start();
     const SIZE: u64 = 2 * MIB + 100;
     let keys = [
-        "header", "word", "checksum", "data", "truncated", "extended", "swapped-one", "swapped-two", "sound",
+        "header",
+        "word",
+        "checksum",
+        "data",
+        "truncated",
+        "extended",
+        "swapped-one",
+        "swapped-two",
+        "sound",
     ];
     let objects: Vec<_> = (200..)
         .zip(keys)
@@ -170,10 +178,14 @@ fn a_held_file_that_ends_too_early_is_read_around() {
 fn a_peer_never_passes_on_a_damaged_page() {
     let (bucket, cluster) = over_s3();
     let mut cluster = cluster.nodes(2).block_size("4MiB").start();
-    let objects: Vec<_> = [("in-data", DATA + MIB + 9), ("in-checksums", CHECKSUMS + 68), ("in-word", WORDS + 8)]
-        .into_iter()
-        .map(|(key, at)| (key, at, put(&bucket, key, at, 3 * MIB)))
-        .collect();
+    let objects: Vec<_> = [
+        ("in-data", DATA + MIB + 9),
+        ("in-checksums", CHECKSUMS + 68),
+        ("in-word", WORDS + 8),
+    ]
+    .into_iter()
+    .map(|(key, at)| (key, at, put(&bucket, key, at, 3 * MIB)))
+    .collect();
     for (key, at, (path, stored)) in &objects {
         assert_eq!(sha256_through(cluster.worker(0), path), stored.sha256);
         cluster.wait_until_resident(path, 0);
@@ -183,7 +195,10 @@ fn a_peer_never_passes_on_a_damaged_page() {
         let before = cluster.worker(1).count("/fill_bytes/origin");
         assert_eq!(sha256_through(cluster.worker(1), path), stored.sha256, "{key}");
         let from_origin = cluster.worker(1).count("/fill_bytes/origin") - before;
-        assert!(from_origin >= MIB, "{key}: the damaged page came from the origin ({from_origin})");
+        assert!(
+            from_origin >= MIB,
+            "{key}: the damaged page came from the origin ({from_origin})"
+        );
     }
     assert_eq!(cluster.worker(0).count("/cache/quarantined_files"), 3);
     // And where it was damaged it is right again.
@@ -238,7 +253,9 @@ fn a_passing_fault_of_the_origin_costs_a_retry_and_never_a_wrong_byte() {
         match read_all(&object) {
             Ok(bytes) => assert_content(seed, 0, &bytes),
             // The origin said something else than was asked, which is not taken for a passing weakness.
-            Err(error) if matches!(fault, Fault::WrongEtag | Fault::WrongRange) => assert_typed(&error, fault),
+            Err(error) if matches!(fault, Fault::WrongEtag | Fault::WrongRange) => {
+                assert_typed(&error, fault)
+            }
             Err(error) => panic!("{fault:?}: {error}"),
         }
         assert_eq!(proxy.clear_faults(), 0, "{fault:?} was met");
@@ -246,7 +263,11 @@ fn a_passing_fault_of_the_origin_costs_a_retry_and_never_a_wrong_byte() {
         // Twice: nothing wrong was kept, or else it would come from the cache now.
         let fresh = client_of(cluster.worker(0));
         let object = open_stored(&fresh, &path, &stored).expect("the generation is its proof");
-        assert_eq!(sha256_hex(&read_all(&object).expect("it is cached")), stored.sha256, "{fault:?}");
+        assert_eq!(
+            sha256_hex(&read_all(&object).expect("it is cached")),
+            stored.sha256,
+            "{fault:?}"
+        );
     }
 }
 
@@ -272,7 +293,11 @@ fn a_lasting_fault_of_the_origin_ends_in_a_typed_error_and_hits_are_still_served
             }
             Ok(_) => panic!("{fault:?}: bytes out of nowhere"),
         }
-        assert_content(260, 9, &read_range(&warm_object, 9..3 * MIB).expect("it is cached"));
+        assert_content(
+            260,
+            9,
+            &read_range(&warm_object, 9..3 * MIB).expect("it is cached"),
+        );
         let newcomer = client_of(cluster.worker(0));
         let object_of_newcomer = open_stored(&newcomer, &warm, &warm_stored).expect("it is cached");
         assert_content(260, 0, &read_all(&object_of_newcomer).expect("it is cached"));

@@ -8,8 +8,8 @@ use cachelet_client::{Client, OpenRequest, Options};
 use cachelet_tests::{Process, TestDir, wait_until};
 
 use super::support::{
-    DEADLINE, MIB, assert_content, client_of, exact_client_of, generation_of, open, options_for, over_s3, put,
-    read_all, read_range, sha256_through,
+    DEADLINE, MIB, assert_content, client_of, exact_client_of, generation_of, open, options_for, over_s3,
+    put, read_all, read_range, sha256_through,
 };
 
 /// Tells the child process of the traced test what to read.
@@ -71,7 +71,10 @@ fn cached_reads_are_as_many_preads_on_the_granted_descriptor_and_no_other_system
     assert_eq!(by_reader.len(), READS, "one system call a read");
     // The client's other thread waits for messages meanwhile; at most it looks at its clock.
     let others = between.len() - by_reader.len();
-    assert!(others < 20, "{others} lines of other threads during {READS} reads");
+    assert!(
+        others < 20,
+        "{others} lines of other threads during {READS} reads"
+    );
 }
 
 /// In the child: makes the object warm, then reads it between two marks.
@@ -82,7 +85,9 @@ fn read_between_marks(sockets: &Path, path: &OsString) {
     let mut buffer = vec![0; 8192];
     let mut read = Vec::with_capacity(READS * buffer.len());
     // Every read within one block, all over both.
-    let offsets: Vec<u64> = (0..READS as u64).map(|n| n * 7919 % (SIZE / 8192) * 8192).collect();
+    let offsets: Vec<u64> = (0..READS as u64)
+        .map(|n| n * 7919 % (SIZE / 8192) * 8192)
+        .collect();
     let _ = std::fs::metadata(BEGIN);
     for offset in &offsets {
         object.read_exact_at(&mut buffer, *offset).expect("it is cached");
@@ -122,7 +127,11 @@ fn a_cold_read_takes_one_round_trip_a_warm_open_one_and_a_warm_read_none() {
         let before = client.stats();
         for offset in (0..4 * MIB).step_by(10_007) {
             let end = (offset + 5000).min(4 * MIB);
-            assert_content(51, offset, &read_range(&object, offset..end).expect("it is cached"));
+            assert_content(
+                51,
+                offset,
+                &read_range(&object, offset..end).expect("it is cached"),
+            );
         }
         let generation = generation_of(&stored);
         let again = client
@@ -130,8 +139,14 @@ fn a_cold_read_takes_one_round_trip_a_warm_open_one_and_a_warm_read_none() {
             .expect("it is open");
         assert_content(51, MIB, &read_range(&again, MIB..2 * MIB).expect("it is cached"));
         let after = client.stats();
-        assert_eq!(after.round_trips, before.round_trips, "{state}: warm reads wait for nobody");
-        assert_eq!(after.messages_sent, before.messages_sent, "{state}: warm reads send nothing");
+        assert_eq!(
+            after.round_trips, before.round_trips,
+            "{state}: warm reads wait for nobody"
+        );
+        assert_eq!(
+            after.messages_sent, before.messages_sent,
+            "{state}: warm reads send nothing"
+        );
         assert_eq!(after.opens_shared, before.opens_shared + 1);
         assert!(after.local_bytes > before.local_bytes);
         assert_eq!(after.inline_bytes, 0, "{state}: nothing went through the daemon");

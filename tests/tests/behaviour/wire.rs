@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use cachelet_protocol::block::{BlockIndex, PageSet};
 use cachelet_protocol::ids::{FileId, Handle, SessionId};
 use cachelet_protocol::wire::{
-    Ack, Bypass, FOLLOWS_GRANT, Fill, FrameHeader, FrameReceiver, Granted, Hello, Message, Open, Opened, Payload,
-    Priority, Read, ReceiveError, ReceivedFrame, RequestId, Role, VERSION, Welcome, encode,
+    Ack, Bypass, FOLLOWS_GRANT, Fill, FrameHeader, FrameReceiver, Granted, Hello, Message, Open, Opened,
+    Payload, Priority, Read, ReceiveError, ReceivedFrame, RequestId, Role, VERSION, Welcome, encode,
 };
 use cachelet_tests::Worker;
 
@@ -199,9 +199,7 @@ impl RawSession {
             peer: None,
             flags: 0,
         };
-        socket
-            .write_all(&encode(&read, 0, 2))
-            .expect("the daemon reads");
+        socket.write_all(&encode(&read, 0, 2)).expect("the daemon reads");
         let mut bytes = Vec::new();
         loop {
             let frame = receiver.receive().expect("the daemon answers");
@@ -242,9 +240,7 @@ pub(crate) fn unknown_request(request: RequestId) -> Vec<u8> {
 
 fn greet(path: &PathBuf, hello: &Hello) -> (UnixStream, FrameReceiver, Welcome) {
     let mut socket = connect_to(path);
-    socket
-        .write_all(&encode(hello, 0, 1))
-        .expect("the daemon reads");
+    socket.write_all(&encode(hello, 0, 1)).expect("the daemon reads");
     let mut receiver = FrameReceiver::new(socket.try_clone().expect("a descriptor is left"));
     let frame = receiver.receive().expect("the daemon answers");
     let kind = frame.header.known_kind().expect("a kind of this version");
