@@ -25,7 +25,10 @@ use crate::session::{Session, WorkerInfo};
 use crate::stats::{Counters, Stats};
 
 /// How long a client reads inline after descriptors failed to arrive.
-const WITHOUT_GRANTS: Duration = Duration::from_secs(60);
+const WITHOUT_GRANTS: Duration = Duration::from_mins(1);
+
+/// A session that broke the protocol this early counts as a failed connection attempt.
+const SHORT_LIVED: Duration = Duration::from_secs(5);
 
 /// What to open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -245,7 +248,7 @@ impl Shared {
         let mut objects = lock(&self.held.objects);
         let opened = objects.get_mut(key)?;
         let current = match generation {
-            Some(generation) => opened.object.generation() == generation,
+            Some(generation) => opened.object.generation == *generation,
             None => {
                 self.options.max_staleness > Duration::ZERO
                     && opened.object.opened_at.elapsed() <= self.options.max_staleness
@@ -333,7 +336,7 @@ impl Shared {
     ) -> Object {
         let mut objects = lock(&self.held.objects);
         if let Some(opened) = objects.get_mut(key)
-            && *opened.object.generation() == generation
+            && opened.object.generation == generation
             && opened.object.block_size() == session.block_size()
         {
             opened.closed_at = None;
@@ -356,7 +359,7 @@ impl Shared {
     pub(crate) fn closed(&self, object: &Arc<Inner>) {
         let mut dropped = Vec::new();
         let mut objects = lock(&self.held.objects);
-        if let Some(opened) = objects.get_mut(object.key())
+        if let Some(opened) = objects.get_mut(&object.key)
             && Arc::ptr_eq(&opened.object, object)
             && object.users.load(Ordering::Acquire) == 0
         {
@@ -391,7 +394,9 @@ impl Shared {
                 Some(error) => {
                     if session.control().had_descriptor_failure() {
                         link.without_grants_until = Some(Instant::now() + WITHOUT_GRANTS);
-                    } else if let Error::Protocol(_) = error {
+                    } else if let Error::Protocol(_) = error
+                        && session.age() < SHORT_LIVED
+                    {
                         failure = Some(error);
                     }
                     link.session = None;

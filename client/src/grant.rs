@@ -65,6 +65,14 @@ pub(crate) struct Layout {
     pub(crate) length: u64,
 }
 
+/// Whose block it is.
+pub(crate) struct Home {
+    pub(crate) object: Weak<Inner>,
+    pub(crate) block: BlockIndex,
+    /// The object's counters, which outlive it.
+    pub(crate) counters: Arc<Counters>,
+}
+
 /// Fields are dropped in this order: the descriptor is closed before the lease ends.
 pub(crate) struct Grant {
     file: File,
@@ -77,9 +85,7 @@ pub(crate) struct Grant {
 struct Lease {
     control: Arc<Control>,
     registry: Arc<Registry>,
-    object_counters: Arc<Counters>,
-    home: Weak<Inner>,
-    block: BlockIndex,
+    home: Home,
     file_id: FileId,
     length: u64,
     used_bytes: AtomicU64,
@@ -92,9 +98,7 @@ impl Grant {
         file: File,
         layout: Layout,
         present: PageSet,
-        block: BlockIndex,
-        home: Weak<Inner>,
-        object_counters: Arc<Counters>,
+        home: Home,
         control: &Arc<Control>,
         registry: &Arc<Registry>,
     ) -> Arc<Self> {
@@ -108,9 +112,7 @@ impl Grant {
             lease: Lease {
                 control: Arc::clone(control),
                 registry: Arc::clone(registry),
-                object_counters,
                 home,
-                block,
                 file_id: layout.file_id,
                 length: layout.length,
                 used_bytes: AtomicU64::new(0),
@@ -190,8 +192,8 @@ impl Grant {
 
     /// Takes it out of its slot, if it is still there.
     fn close(self: &Arc<Self>) {
-        if let Some(object) = self.lease.home.upgrade() {
-            object.close_grant(self.lease.block, self);
+        if let Some(object) = self.lease.home.object.upgrade() {
+            object.close_grant(self.lease.home.block, self);
         }
     }
 }
@@ -215,7 +217,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let bytes = *self.used_bytes.get_mut();
         Counters::add(&self.registry.counters.local_bytes, bytes);
-        Counters::add(&self.object_counters.local_bytes, bytes);
+        Counters::add(&self.home.counters.local_bytes, bytes);
         self.report();
         self.control.end_lease(self.file_id);
         self.registry.live.fetch_sub(1, Ordering::Relaxed);

@@ -10,7 +10,7 @@ pub(crate) mod pending;
 pub(crate) mod stream;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cachelet_protocol::block::{BlockIndex, BlockSize, PAGE_BYTES, PageSet};
 use cachelet_protocol::ids::{FileId, Handle, NodeName, ObjectPath, SessionId, WorkerUuid};
@@ -63,6 +63,7 @@ pub(crate) struct Session {
     remote: bool,
     timeout: Duration,
     counters: Arc<Counters>,
+    since: Instant,
 }
 
 impl Session {
@@ -143,6 +144,7 @@ impl Session {
             remote,
             timeout: options.request_timeout,
             counters: Arc::clone(counters),
+            since: Instant::now(),
             welcome: *welcome,
         })
     }
@@ -161,6 +163,11 @@ impl Session {
 
     pub(crate) fn control(&self) -> &Arc<Control> {
         &self.control
+    }
+
+    /// For how long it has lived.
+    pub(crate) fn age(&self) -> Duration {
+        self.since.elapsed()
     }
 
     pub(crate) fn block_size(&self) -> BlockSize {

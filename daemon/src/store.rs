@@ -52,8 +52,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use cachelet_protocol::block::{BlockIndex, BlockSize};
-use cachelet_protocol::residency::Residency;
 use cachelet_protocol::ids::{Epoch, FileId, ObjectId, SessionId};
+use cachelet_protocol::residency::Residency;
 
 use block::Key;
 use descriptors::Descriptors;

@@ -99,6 +99,13 @@ impl ClusterBuilder {
         self
     }
 
+    /// Further keys of the `[[store]]` table.
+    pub fn store_config(mut self, toml: &str) -> Self {
+        self.store.push_str(toml);
+        self.store.push('\n');
+        self
+    }
+
     /// No locality service: the workers stand alone.
     pub fn without_service(mut self) -> Self {
         self.with_service = false;
@@ -323,6 +330,7 @@ pub struct Worker {
     node: String,
     config: PathBuf,
     cache: PathBuf,
+    granted: PathBuf,
     sockets: PathBuf,
     ready: PathBuf,
     logs: PathBuf,
@@ -377,6 +385,10 @@ impl Worker {
         Self {
             node,
             config,
+            granted: match cluster.grants {
+                GrantSetup::Mounted => read_only,
+                GrantSetup::Unprotected | GrantSetup::Missing => cache.clone(),
+            },
             cache,
             sockets,
             ready,
@@ -447,6 +459,11 @@ impl Worker {
     /// Its cache directory.
     pub fn cache_dir(&self) -> &Path {
         &self.cache
+    }
+
+    /// The directory by whose path granted descriptors are opened.
+    pub fn granted_dir(&self) -> &Path {
+        &self.granted
     }
 
     /// Its configuration file.

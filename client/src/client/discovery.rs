@@ -37,6 +37,9 @@ fn is_temporary(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::AT_FDCWD;
+    use nix::sys::stat::{UtimensatFlags, utimensat};
+    use nix::sys::time::TimeSpec;
     use std::os::unix::net::UnixListener;
 
     #[test]
@@ -46,17 +49,16 @@ mod tests {
             drop(UnixListener::bind(directory.path().join(name)).unwrap());
         }
         fs::write(directory.path().join("file"), "").unwrap();
-        let old = fs::File::options();
-        drop(old);
-        let earlier = SystemTime::now() - std::time::Duration::from_secs(60);
-        let times = nix::sys::stat::utimensat(
-            nix::fcntl::AT_FDCWD,
-            &directory.path().join("b-old"),
-            &nix::sys::time::TimeSpec::from_duration(earlier.duration_since(SystemTime::UNIX_EPOCH).unwrap()),
-            &nix::sys::time::TimeSpec::from_duration(earlier.duration_since(SystemTime::UNIX_EPOCH).unwrap()),
-            nix::sys::stat::UtimensatFlags::NoFollowSymlink,
-        );
-        times.unwrap();
+        let earlier = TimeSpec::new(1_000_000_000, 0);
+        let old = directory.path().join("b-old");
+        utimensat(
+            AT_FDCWD,
+            &old,
+            &earlier,
+            &earlier,
+            UtimensatFlags::NoFollowSymlink,
+        )
+        .unwrap();
         let found = sockets(directory.path()).unwrap();
         let names: Vec<_> = found
             .iter()

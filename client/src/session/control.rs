@@ -265,11 +265,7 @@ impl Control {
         let mut last_tick = Instant::now();
         let mut last_used = last_tick;
         let error = loop {
-            let ready = match receiver.has_buffered() {
-                true => Ok(true),
-                false => self.wait_for_input(),
-            };
-            let ready = match ready {
+            let ready = match self.wait_for_input(receiver.has_buffered()) {
                 Ok(ready) => ready,
                 Err(error) => break Error::Unavailable(format!("waiting for the daemon failed: {error}")),
             };
@@ -301,7 +297,10 @@ impl Control {
     }
 
     /// Waits until something arrives (true) or it is time to look after other things.
-    fn wait_for_input(&self) -> io::Result<bool> {
+    fn wait_for_input(&self, buffered: bool) -> io::Result<bool> {
+        if buffered {
+            return Ok(true);
+        }
         let patience = if self.outbox.is_urgent() { RETRY } else { TICK };
         let timeout = PollTimeout::try_from(patience).expect("a second fits");
         let mut descriptors = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];

@@ -9,8 +9,8 @@ use cachelet_protocol::block::PageSet;
 use cachelet_protocol::ids::{Generation, Handle, ObjectName};
 use cachelet_protocol::wire::{
     BypassReason, Code, FLAG_DESCRIPTOR, FOLLOWS_DATA, FOLLOWS_GRANT, FOLLOWS_NOTHING, Fill, FrameHeader,
-    FrameKind, Granted, HEADER_BYTES, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA,
-    OPEN_NO_GRANT, Open, Opened, Priority, Ready, RequestId, StoreRef, Used, encode,
+    FrameKind, Granted, HEADER_BYTES, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA, OPEN_NO_GRANT,
+    Open, Opened, Priority, Ready, RequestId, StoreRef, Used, encode,
 };
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;

@@ -11,9 +11,8 @@ use bytes::Bytes;
 use cachelet_protocol::block::{BlockIndex, PAGE_BYTES, PageIndex, PageSet};
 use cachelet_protocol::ids::ObjectName;
 use cachelet_protocol::wire::{
-    Code, FLAG_MORE, FrameHeader, FrameKind, Hello, Message, PAGE_PREFIX_BYTES, PeerObject, READ_VERIFY, Read,
-    RequestId,
-    Role, encode, encode_page_prefix,
+    Code, FLAG_MORE, FrameHeader, FrameKind, Hello, Message, PAGE_PREFIX_BYTES, PeerObject, READ_VERIFY,
+    Read, RequestId, Role, encode, encode_page_prefix,
 };
 use futures::StreamExt;
 use subtle::ConstantTimeEq;
@@ -267,7 +266,13 @@ impl Reply<'_> {
     }
 
     /// Sends a window of a block that starts at `block_start`, for a read that ends at `end`.
-    async fn send_held(&self, held: Held, within: Range<u64>, block_start: u64, end: u64) -> Result<(), Stop> {
+    async fn send_held(
+        &self,
+        held: Held,
+        within: Range<u64>,
+        block_start: u64,
+        end: u64,
+    ) -> Result<(), Stop> {
         match held {
             Held::Bytes(bytes) => {
                 let more = block_start + within.end < end;

@@ -4,7 +4,9 @@
 use std::fmt;
 
 use cachelet_protocol::ids::Handle;
-use cachelet_protocol::wire::{Bypass, BypassReason, Code, DecodeError, Failed, FrameKind, RequestId, encode};
+use cachelet_protocol::wire::{
+    Bypass, BypassReason, Code, DecodeError, Failed, FrameKind, RequestId, encode,
+};
 
 use super::Context;
 use crate::connection::ReadError;

@@ -16,8 +16,7 @@ use super::format::{Decoded, Header, TABLES_END, presence};
 use super::layout::{Layout, block_options, create_options};
 use super::ledger::Place;
 use super::retire::allocated_bytes;
-use super::{
-    Block, BlockIdentity, BlockStore, DATA_OFFSET, Damage, Error, Event, Reason, Reservation, };
+use super::{Block, BlockIdentity, BlockStore, DATA_OFFSET, Damage, Error, Event, Reason, Reservation};
 
 /// The right to work on a key's path.
 pub(super) struct Claim<'a> {

@@ -58,7 +58,10 @@ impl BlockStore {
     pub fn invalidate_every_generation(&self, name: &cachelet_protocol::ids::ObjectName) -> u32 {
         let blocks: Vec<_> = {
             let state = self.state();
-            let same = state.index.values().filter(|block| block.identity().object().name() == name);
+            let same = state
+                .index
+                .values()
+                .filter(|block| block.identity().object().name() == name);
             same.map(Arc::clone).collect()
         };
         blocks.iter().for_each(|block| self.remove(block));

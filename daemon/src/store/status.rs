@@ -8,7 +8,7 @@ use cachelet_protocol::block::PageSet;
 use cachelet_protocol::ids::FileId;
 
 use super::block::Key;
-use super::{Block, BlockIdentity, BlockStore, };
+use super::{Block, BlockIdentity, BlockStore};
 
 /// Blocks looked at under one lock.
 const BATCH: usize = 1024;

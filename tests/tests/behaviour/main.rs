@@ -4,7 +4,14 @@
 
 #![cfg(test)]
 
+mod coalescing;
 mod docs;
+mod eviction;
+mod generations;
+mod grants;
+mod integrity;
 mod lifecycle;
 mod reads;
+mod short_circuit;
 mod support;
+mod wire;
