@@ -5,6 +5,8 @@
 #![cfg(test)]
 
 mod docs;
+mod keys;
 mod lifecycle;
+mod locations;
 mod reads;
 mod support;
