@@ -14,7 +14,8 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 help: ## Show this list
 	@echo "Cachelet: make <target>"
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: SF=1 (scale of the demo's data), KEEP=1 (leave the demo running), SECONDS_PER_TARGET=600 (soak)"
+	@echo "Variables: SF=1 (scale of the demo's data), KEEP=1 (leave the demo running), QUICK=1, CASE=inline (bench)"
+	@echo "  SECONDS_PER_TARGET=600 (soak)"
 
 demo: release-binaries ## Read TPC-H through a two-node cluster in front of a real S3 server, and compare
 	@scripts/s3-server install s3proxy
@@ -29,7 +30,7 @@ test: s3-servers strace ## Run all tests, against real processes and real S3 ser
 
 bench: release-binaries ## Measure against the local file system and direct S3; writes target/bench/report.json
 	@scripts/s3-server install s3proxy
-	@$(BIN)/cachelet-bench
+	@$(BIN)/cachelet-bench $(if $(filter-out 0,$(QUICK)),--quick) $(if $(CASE),--case $(CASE))
 
 lint: lint-format lint-clippy lint-docs lint-dependencies lint-scripts ## Check format, lints, docs, dependencies and scripts
 

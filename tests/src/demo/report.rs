@@ -16,9 +16,11 @@ pub(super) struct Pass {
     pub(super) name: &'static str,
     #[serde(skip)]
     pub(super) label: &'static str,
-    /// Opening and reading; checking is not counted.
+    /// Reading; neither opening nor checking.
     pub(super) seconds: f64,
+    /// Asking for every object's size and etag.
     pub(super) opening_seconds: f64,
+    /// Of reading.
     pub(super) gb_per_s: f64,
     /// Fetched from the origin meanwhile, by any worker.
     pub(super) origin_bytes: u64,
@@ -102,8 +104,8 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new([
             "",
+            "opening s",
             "seconds",
-            "(opening)",
             "GB/s",
             "origin",
             "peer",
@@ -114,8 +116,8 @@ impl fmt::Display for Report {
         for pass in &self.passes {
             table.row([
                 pass.label.to_owned(),
-                format!("{:.3}", pass.seconds),
                 format!("{:.3}", pass.opening_seconds),
+                format!("{:.3}", pass.seconds),
                 format!("{:.2}", pass.gb_per_s),
                 bytes(pass.origin_bytes),
                 bytes(pass.peer_bytes),
@@ -138,7 +140,8 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "  origin, peer: what the workers fetched; local, inline: how the bytes reached the reader"
+            "  opening asks the origin for each object's etag: a changed object is never read from the cache\n  \
+             seconds, GB/s: reading; origin, peer: what the workers fetched; local, inline: how bytes reached the reader"
         )?;
         if self.scale_factor.is_some() {
             writeln!(
