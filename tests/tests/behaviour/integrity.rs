@@ -55,9 +55,9 @@ fn resize(path: &Path, by: i64) {
 
 #[test]
 fn damage_is_found_before_the_first_grant_after_a_crash_set_aside_and_refetched() {
+    const SIZE: u64 = 2 * MIB + 100;
     let (bucket, cluster) = over_s3();
     let mut cluster = cluster.without_service().block_size("4MiB").start();
-    const SIZE: u64 = 2 * MIB + 100;
     let keys = [
         "header",
         "word",
