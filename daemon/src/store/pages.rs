@@ -107,6 +107,15 @@ impl BlockStore {
         self.file_of(block)
     }
 
+    /// The same descriptor, if it is open. Cheap.
+    pub fn open_file(&self, block: &Block) -> Option<Arc<File>> {
+        if block.is_retired() {
+            None
+        } else {
+            self.inner.descriptors.get(block.file_id())
+        }
+    }
+
     /// The word of a page as it is on disk, zero if the page is absent: what a peer is told beside the bytes.
     /// Touches the disk.
     pub fn page_word(&self, block: &Arc<Block>, page: PageIndex) -> Result<u64, Error> {
