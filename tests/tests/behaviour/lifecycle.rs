@@ -1,5 +1,6 @@
 //! Daemons that are killed, stopped and started again, and what their readers notice of it.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -184,15 +185,22 @@ fn an_object_that_did_not_change_is_read_on_through_the_restarted_daemon() {
     assert_eq!(sha256_hex(&read_all(&object).unwrap()), stored.sha256);
 }
 
-/// Reads over and over what is cached, until told to stop or the daemon ends; whatever comes must be right.
-fn read_until(stop: &AtomicBool, client: &Client, path: &str, seed: u64, blocks: u64) -> Option<Error> {
+/// Tells readers to stop, however the test ends.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Reads an object over and over, until told to stop or an error comes; whatever comes must be right.
+fn read_until(stop: &AtomicBool, object: &Object, seed: u64) -> Option<Error> {
     while !stop.load(Ordering::Acquire) {
-        let round = || {
-            let object = open(client, path)?;
-            (0..blocks).try_for_each(|at| read_mib(&object, seed, at * MIB))
-        };
-        if let Err(error) = round() {
-            return Some(error);
+        for offset in (0..object.size_bytes()).step_by(MIB as usize) {
+            if let Err(error) = read_mib(object, seed, offset) {
+                return Some(error);
+            }
         }
     }
     None
@@ -208,7 +216,10 @@ fn sigterm_lets_reads_under_way_end_and_leaves_a_cache_that_the_next_start_trust
     let cold: Vec<String> = (0..3)
         .map(|index| put(&bucket, &format!("cold {index}"), 10 + index, 2 * MIB).0)
         .collect();
-    let clients: Vec<Client> = (0..3).map(|_| client_of(cluster.worker(0))).collect();
+    // Without readahead: a request at the origin is then a read that the daemon has begun to answer.
+    let clients: Vec<Client> = (0..3)
+        .map(|_| Client::new(without_readahead(cluster.worker(0))))
+        .collect();
     let objects: Vec<Object> = cold
         .iter()
         .zip(&clients)
@@ -219,20 +230,34 @@ fn sigterm_lets_reads_under_way_end_and_leaves_a_cache_that_the_next_start_trust
         ..options_for(cluster.worker(0).socket_dir())
     });
     let granted = client_of(cluster.worker(0));
+    // Opened before the origin is held up: afterwards only the cold reads ask it for anything.
+    let warm_objects = [&inline, &granted].map(|client| open(client, &warm).unwrap());
 
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let stop_reading = StopOnDrop(&stop);
+        proxy.reset();
         let hold = proxy.hold();
         let cold_reads: Vec<_> = objects
             .iter()
             .zip(10..)
             .map(|(object, seed)| scope.spawn(move || read_mib(object, seed, 0)))
             .collect();
-        let warm_reads: Vec<_> = [&inline, &granted]
-            .map(|client| scope.spawn(|| read_until(&stop, client, &warm, 6, 6)))
-            .into();
+        let stop = &stop;
+        let warm_reads: Vec<_> = warm_objects
+            .iter()
+            .map(|object| scope.spawn(move || read_until(stop, object, 6)))
+            .collect();
+        let waiting = || {
+            let requests = proxy.requests();
+            let paths = requests.iter().filter(|request| request.range.is_some());
+            paths
+                .map(|request| request.path.clone())
+                .collect::<HashSet<_>>()
+                .len()
+        };
         wait_until(DEADLINE, "every cold read waits for the origin", || {
-            hold.waiting() >= 3
+            waiting() == 3
         });
         let process = cluster.worker(0).process();
         process.signal(Signal::SIGTERM);
@@ -246,7 +271,7 @@ fn sigterm_lets_reads_under_way_end_and_leaves_a_cache_that_the_next_start_trust
                 .unwrap()
                 .expect("it was under way before the daemon was told to stop");
         }
-        stop.store(true, Ordering::Release);
+        drop(stop_reading);
         for read in warm_reads {
             if let Some(error) = read.join().unwrap() {
                 assert!(error.should_use_origin(), "{error}");
