@@ -19,6 +19,8 @@ use crate::Cluster;
 pub(super) type Measure = fn(&mut Fixture<'_>) -> Case;
 
 const READ_BYTES: usize = MIB as usize;
+/// The most that one message asks for.
+const INLINE_READ_BYTES: usize = 8 * MIB as usize;
 /// What is read between one look at the clock and the next: about a millisecond.
 const PIECE_BYTES: u64 = 8 * MIB;
 const RANDOM_BYTES: u64 = 4096;
@@ -65,8 +67,8 @@ impl<'a> Fixture<'a> {
     }
 
     /// Sequential reads of `object` beside those of the local copy.
-    fn sequential(&self, object: &Object) -> Medians {
-        let (mut buffer, mut other) = (vec![0; READ_BYTES], vec![0; READ_BYTES]);
+    fn sequential(&self, object: &Object, read_bytes: usize) -> Medians {
+        let (mut buffer, mut other) = (vec![0; read_bytes], vec![0; read_bytes]);
         alternate_pieces(
             self.bench.reps,
             (self.bench.size / PIECE_BYTES) as usize,
@@ -86,7 +88,7 @@ pub(super) fn sequential_held_fd(fixture: &mut Fixture<'_>) -> Case {
     let (client, object) = fixture.open(|options| options);
     check_content(&object, SEED);
     let before = client.stats();
-    let medians = fixture.sequential(&object);
+    let medians = fixture.sequential(&object, READ_BYTES);
     let messages = client.stats().messages_sent - before.messages_sent;
     // `Used` reports and keep-alives are sent by the clock, not by reads.
     assert!(
@@ -169,14 +171,14 @@ pub(super) fn inline(fixture: &mut Fixture<'_>) -> Case {
         ..options
     });
     check_content(&object, SEED);
-    let medians = fixture.sequential(&object);
+    let medians = fixture.sequential(&object, INLINE_READ_BYTES);
     let stats = client.stats();
     assert!(
         stats.grants_received == 0 && stats.local_bytes == 0,
         "an inline client got descriptors: {stats:?}"
     );
     let unit = format!(
-        "GB/s; {} MiB read with 1 MiB reads over the domain socket, no descriptors; baseline: pread on a local copy",
+        "GB/s; {} MiB read with 8 MiB reads over the domain socket, no descriptors; baseline: 8 MiB preads on a local copy",
         fixture.bench.size / MIB
     );
     Case::new("inline", unit, medians.rates(fixture.gigabytes()), Some(0.5))
