@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-min test bench lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts \
-        soak fmt clean release-binaries s3-servers
+        soak fmt clean release-binaries s3-servers strace
 
 # TPC-H scale factor of the demo's data, and the seconds for each fuzz target.
 SF ?= 0.1
@@ -14,7 +14,8 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 help: ## Show this list
 	@echo "Cachelet: make <target>"
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: SF=1 (scale of the demo's data), KEEP=1 (leave the demo running), SECONDS_PER_TARGET=600 (soak)"
+	@echo "Variables: SF=1 (scale of the demo's data), KEEP=1 (leave the demo running), QUICK=1, CASE=inline (bench)"
+	@echo "  SECONDS_PER_TARGET=600 (soak)"
 
 demo: release-binaries ## Read TPC-H through a two-node cluster in front of a real S3 server, and compare
 	@scripts/s3-server install s3proxy
@@ -23,13 +24,13 @@ demo: release-binaries ## Read TPC-H through a two-node cluster in front of a re
 demo-min: release-binaries ## The same without an S3 server: a directory is the store
 	@$(BIN)/cachelet-demo --minimal $(if $(filter-out 0,$(KEEP)),--keep)
 
-test: s3-servers ## Run all tests, against real processes and real S3 servers
+test: s3-servers strace ## Run all tests, against real processes and real S3 servers
 	cargo build --workspace --bins --locked
 	cargo test --workspace --locked
 
 bench: release-binaries ## Measure against the local file system and direct S3; writes target/bench/report.json
 	@scripts/s3-server install s3proxy
-	@$(BIN)/cachelet-bench
+	@$(BIN)/cachelet-bench $(if $(filter-out 0,$(QUICK)),--quick) $(if $(CASE),--case $(CASE))
 
 lint: lint-format lint-clippy lint-docs lint-dependencies lint-scripts ## Check format, lints, docs, dependencies and scripts
 
@@ -60,6 +61,10 @@ clean: ## Remove what was built here (not the cache)
 
 release-binaries:
 	cargo build --release --workspace --bins --locked
+
+# A test counts the system calls of a read.
+strace:
+	@scripts/system-package strace
 
 s3-servers:
 	@scripts/s3-server install s3proxy

@@ -164,12 +164,13 @@ impl Error {
             )
     }
 
-    /// Whether the daemon refuses a descriptor but may serve the bytes inline.
+    /// Whether the daemon refuses a descriptor but may serve the bytes inline: what the cache has no room for it passes
+    /// through from the origin.
     pub(crate) fn refuses_grant(&self) -> bool {
         matches!(
             self,
             Self::Bypass {
-                reason: BypassReason::NoGrant,
+                reason: BypassReason::NoGrant | BypassReason::NoSpace,
                 ..
             }
         )

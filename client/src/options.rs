@@ -68,7 +68,7 @@ pub struct Options {
     pub max_descriptors: usize,
     /// How far a sequential reader's readahead goes, in bytes; 0 turns it off.
     pub readahead_bytes: u64,
-    /// Check the CRC32C of every chunk read from a held descriptor.
+    /// Check the CRC32C of every chunk read from a held descriptor, and let the daemon check what it sends inline.
     pub verify_reads: bool,
     /// Never ask for descriptors.
     pub inline_only: bool,

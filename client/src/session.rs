@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use cachelet_protocol::block::{BlockIndex, BlockSize, PAGE_BYTES, PageSet};
 use cachelet_protocol::ids::{FileId, Handle, NodeName, ObjectPath, SessionId, WorkerUuid};
 use cachelet_protocol::wire::{
-    self, Fill, GrantStatus, Hello, Invalidate, Open, Opened, Priority, Role, StoreRef, VERSION, Welcome,
+    self, Fill, GrantStatus, Hello, Invalidate, Open, Opened, Priority, READ_VERIFY, Role, StoreRef, VERSION,
+    Welcome,
 };
 
 use self::control::Control;
@@ -264,9 +265,16 @@ impl Session {
             .ask(install, |request| wire::encode(&fill, 0, request))
     }
 
-    /// Reads bytes through the daemon.
-    pub(crate) fn read_inline(&self, handle: Handle, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
-        self.pool.read(handle, offset, buf)
+    /// Reads bytes through the daemon. `verify`: it compares them with their checksums first.
+    pub(crate) fn read_inline(
+        &self,
+        handle: Handle,
+        offset: u64,
+        buf: &mut [u8],
+        verify: bool,
+    ) -> Result<(), Error> {
+        let flags = if verify { READ_VERIFY } else { 0 };
+        self.pool.read(handle, offset, buf, flags)
     }
 
     pub(crate) fn invalidate(&self, store: StoreRef, path: &ObjectPath) -> Result<u32, Error> {

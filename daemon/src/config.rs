@@ -276,10 +276,10 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
-        Self::parse(path, &text)
+        Self::from_text(path, &text)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+    fn from_text(path: &Path, text: &str) -> Result<Self, Error> {
         let config: Self = toml::from_str(text).map_err(|error| Error::Parse {
             path: path.to_owned(),
             message: error.to_string().trim().to_owned(),
@@ -414,6 +414,15 @@ impl Config {
     }
 }
 
+impl std::str::FromStr for Config {
+    type Err = Error;
+
+    /// A configuration that is in no file.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::from_text(Path::new("(text)"), text)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -430,7 +439,7 @@ mod tests {
     "#;
 
     fn parse(text: &str) -> Result<Config, Error> {
-        Config::parse(Path::new("test.toml"), text)
+        Config::from_text(Path::new("test.toml"), text)
     }
 
     #[test]

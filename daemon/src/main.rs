@@ -15,6 +15,8 @@ use tracing::{error, info};
 /// NODE_NAME and WORKER_UUID. SIGTERM drains it: requests under way end, the cache is kept.
 #[derive(Debug, Parser)]
 #[command(name = "cacheletd", version)]
+#[allow(clippy::doc_markdown, reason = "the text is printed by --help")]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 struct Arguments {
     /// The configuration file (TOML).
     #[arg(long, value_name = "FILE")]

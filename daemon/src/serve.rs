@@ -11,6 +11,7 @@ mod data;
 mod refusal;
 mod session;
 mod socket;
+mod welcome;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -65,7 +65,7 @@ use marker::Suspects;
 pub use admission::{FillGuard, Reservation};
 pub use block::{Block, BlockIdentity, ObjectIdentity};
 pub use error::Error;
-pub use format::{CRC_OFFSET, DATA_OFFSET, Damage};
+pub use format::{CRC_OFFSET, DATA_OFFSET, Damage, check_header, with_header_checksum};
 pub use grant::{Grant, GrantStatus};
 pub use recovery::Recovery;
 pub use status::{BlockStatus, LedgerSnapshot};
@@ -117,9 +117,11 @@ pub enum Reason {
     Vanished,
 }
 
-/// Something happened that other parts of the daemon react to. Events come from the thread that caused them, outside
-/// every lock; events of different threads about one block may come in either order, so whoever keeps state asks the
-/// store for it.
+/// Something happened that other parts of the daemon react to.
+///
+/// Events come from the thread that caused them, so handling one is quick and calls nothing that touches the disk; cheap
+/// calls of the store are fine. Events of different threads about one block may come in either order: whoever keeps
+/// state asks the store for it.
 #[derive(Debug)]
 pub enum Event {
     /// There is more, or nothing any more, of a block here.

@@ -30,7 +30,7 @@ pub struct Config {
     /// How long open requests may take after SIGTERM.
     #[serde(with = "humantime_serde")]
     pub shutdown_grace: Duration,
-    /// How long a client may take for a request's header, and again for its body.
+    /// How long a client may take for a request's header, for its body, and to read on in its answer.
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
     /// Longest request body.
@@ -94,7 +94,7 @@ pub const FIELDS: &[(&str, &str)] = &[
     ),
     (
         "request_timeout",
-        "How long a client may take to send a request's header, and again its body. Duration, 10ms to 10m. Default: 10s.",
+        "How long a client may take to send a request's header, then its body, and how long it may leave its answer unread. Duration, 10ms to 10m. Default: 10s.",
     ),
     (
         "max_request_body_bytes",
@@ -114,7 +114,7 @@ pub const FIELDS: &[(&str, &str)] = &[
     ),
     (
         "max_answer_nodes",
-        "Most nodes that are named for one block. 1 to 1000. Default: 16.",
+        "Most nodes that are named for one block. 1 to 1000. Default: 4.",
     ),
     (
         "max_http_connections",
@@ -174,7 +174,7 @@ impl Default for Config {
             max_request_paths: 10_000,
             max_request_candidates: 20_000,
             max_answer_blocks: 200_000,
-            max_answer_nodes: 16,
+            max_answer_nodes: 4,
             max_http_connections: 1024,
             log: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -270,6 +270,10 @@ fn number(key: &'static str, value: usize, least: usize, most: usize) -> Result<
     })
 }
 
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde asks for"
+)]
 fn as_bytes<S: serde::Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(size.as_u64())
 }
@@ -323,7 +327,7 @@ mod tests {
             ("http = \"localhost\"", "http"),
             ("log = \"no=such=filter\"", "`log`"),
             ("log_format = \"xml\"", "unknown variant `xml`"),
-            ("[http", "invalid"),
+            ("[http", "parse error"),
         ] {
             let message = parse(text).unwrap_err();
             assert!(message.contains(named), "{text}: {message}");

@@ -144,7 +144,7 @@ impl ReportStream {
         let ended = self.reports(&from, Progress::after_register(sequence)).await;
         match &ended {
             Ok(()) => {
-                info!(%node, "report stream ended by the worker; it is lost unless it is back within its lease")
+                info!(%node, "report stream ended by the worker; it is lost unless it is back within its lease");
             }
             Err(status) => info!(%node, reason = status.message(), "report stream ended"),
         }

@@ -4,6 +4,7 @@
 //! [`crate::answer`]. Every failure has a JSON body with a code and a message.
 
 mod query;
+mod stall;
 mod status;
 
 use std::convert::Infallible;
@@ -29,6 +30,7 @@ use crate::api::{ErrorAnswer, ErrorCode, ErrorDetail, InvalidRequest, LocationsR
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::metrics::{Answered, Route as RouteLabel, Word};
+use stall::Stalling;
 
 /// Longest request header.
 const MAX_HEADER_BYTES: usize = 64 << 10;
@@ -180,7 +182,7 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(self.timeout)
             .max_header_size(MAX_HEADER_BYTES)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Stalling::new(stream, self.timeout)), service);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,

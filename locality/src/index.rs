@@ -187,7 +187,9 @@ impl Index {
         let mut tags = write(&self.tags);
         let own = tags.workers.get_mut(&worker).ok_or(NotTracked)?;
         let replaced = std::mem::take(&mut own.older);
-        replaced.into_iter().for_each(|tag| tags.kill(tag));
+        for tag in replaced {
+            tags.kill(tag);
+        }
         Ok(())
     }
 

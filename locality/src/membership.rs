@@ -24,6 +24,9 @@ use tokio::time::Instant;
 pub(crate) use registration::{InvalidRegistration, Registration, StoreSet};
 pub(crate) use view::{Member, View};
 
+/// Most nodes with a worker: ten times the largest cluster that this is made for. Memory stays bounded whoever registers.
+const MAX_WORKERS: usize = 100_000;
+
 /// One registered life of a worker, as this replica counts them. Never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct WorkerId(pub(crate) u32);
@@ -151,6 +154,9 @@ pub(crate) enum Refusal {
         /// Its block size.
         live: BlockSize,
     },
+    /// No replica keeps count of more.
+    #[error("{MAX_WORKERS} nodes have workers already: no more are taken")]
+    TooMany,
     /// Two workers call different stores the same.
     #[error(
         "{what} has identity {offered:?} on node {node} and {live:?} on node {other}: set the same `identity` on every worker"
@@ -273,6 +279,9 @@ impl Membership {
 
     /// Refuses what contradicts a live worker of another node, or the node's own newer one.
     fn check(&self, offered: &mut Registration) -> Result<(), Refusal> {
+        if self.workers.len() >= MAX_WORKERS && !self.workers.contains_key(&offered.node) {
+            return Err(Refusal::TooMany);
+        }
         let mut compared: Vec<&Arc<StoreSet>> = Vec::new();
         for worker in self.workers.values().filter(|worker| worker.is_live()) {
             let live = &worker.registration;

@@ -152,7 +152,23 @@ mod tests {
 
     #[test]
     fn the_table_says_what_is_scraped() {
-        let text = Metrics::new().encode();
+        let metrics = Metrics::new();
+        // A family without a member is not scraped.
+        let word = Word("x");
+        let (outcome, state) = (Outcome { outcome: word }, State { state: word });
+        drop(metrics.workers.get_or_create(&state));
+        drop(metrics.blocks.get_or_create(&state));
+        drop(metrics.registrations.get_or_create(&outcome));
+        drop(metrics.segments.get_or_create(&outcome));
+        drop(metrics.paths.get_or_create(&outcome));
+        drop(metrics.report_messages.get_or_create(&Kind { kind: word }));
+        drop(metrics.resyncs.get_or_create(&ResyncReason { reason: word }));
+        drop(metrics.http_seconds.get_or_create(&Route { route: word }));
+        drop(metrics.http_requests.get_or_create(&Answered {
+            route: word,
+            status: 200,
+        }));
+        let text = metrics.encode();
         for row in TABLE {
             let family = row.name.trim_end_matches("_total");
             assert!(

@@ -125,7 +125,7 @@ impl Progress {
                 steps.resync = Some(Resync::Incomplete);
             }
             (Kind::Delta, None) if !self.synced && !self.asked && !gap => {
-                steps.resync = Some(Resync::Missing)
+                steps.resync = Some(Resync::Missing);
             }
             (Kind::Full { last: false } | Kind::Delta | Kind::Heartbeat, _) => {}
         }

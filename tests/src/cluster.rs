@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
-use crate::{Process, S3Server, TestDir, wait_until};
+use crate::{Process, S3Server, TestDir, free_port, wait_until};
 
 /// How long a process may take to be ready, or a state to come about.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -99,6 +99,13 @@ impl ClusterBuilder {
         self
     }
 
+    /// Further keys of the `[[store]]` table.
+    pub fn store_config(mut self, toml: &str) -> Self {
+        self.store.push_str(toml);
+        self.store.push('\n');
+        self
+    }
+
     /// No locality service: the workers stand alone.
     pub fn without_service(mut self) -> Self {
         self.with_service = false;
@@ -108,8 +115,8 @@ impl ClusterBuilder {
     /// Starts everything and waits until it is ready.
     pub fn start(self) -> Cluster {
         let dir = TestDir::new("cl");
-        let logs = dir.create_dir("logs");
-        let service = self.with_service.then(|| Service::start(&dir, &logs));
+        dir.create_dir("logs");
+        let service = self.with_service.then(|| Service::new(&dir));
         std::fs::write(dir.join("secret"), "a secret of this test cluster").expect("the directory is ours");
         let workers = (0..self.nodes)
             .map(|index| Worker::new(&self, &dir, index, service.as_ref()))
@@ -170,6 +177,13 @@ impl Cluster {
             .expect("the cluster was started with a locality service")
     }
 
+    /// The same, to kill it and to start it again.
+    pub fn service_mut(&mut self) -> &mut Service {
+        self.service
+            .as_mut()
+            .expect("the cluster was started with a locality service")
+    }
+
     /// The cluster's directory.
     pub fn dir(&self) -> &TestDir {
         &self.dir
@@ -223,34 +237,51 @@ pub fn node_name(index: usize) -> String {
     format!("node-{}", index + 1)
 }
 
-/// A running locality service.
+/// A locality service, whose addresses stay the same when it is started again.
 #[derive(Debug)]
 pub struct Service {
     http: String,
     grpc: String,
-    process: Process,
+    config: PathBuf,
+    ready: PathBuf,
+    logs: PathBuf,
+    process: Option<Process>,
 }
 
 impl Service {
-    fn start(dir: &TestDir, logs: &Path) -> Self {
-        let ready = dir.join("service.json");
+    fn new(dir: &TestDir) -> Self {
         let config = dir.join("service.toml");
         let text = format!("lease = \"{}s\"\nheartbeat = \"300ms\"\n", LEASE.as_secs());
         std::fs::write(&config, text).expect("the directory is ours");
+        let mut service = Self {
+            http: format!("127.0.0.1:{}", free_port()),
+            grpc: format!("127.0.0.1:{}", free_port()),
+            config,
+            ready: dir.join("service.json"),
+            logs: dir.join("logs"),
+            process: None,
+        };
+        service.start();
+        service
+    }
+
+    /// Starts its process and waits until it listens. It knows nothing until workers have told it.
+    pub fn start(&mut self) {
+        let _ = std::fs::remove_file(&self.ready);
         let mut process = Process::binary("cachelet-locality")
-            .args(["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--config"])
-            .arg(&config)
+            .args(["--http", &self.http, "--grpc", &self.grpc, "--config"])
+            .arg(&self.config)
             .arg("--ready-file")
-            .arg(&ready)
-            .start(logs);
+            .arg(&self.ready)
+            .start(&self.logs);
+        let ready = &self.ready;
         process.wait_until(DEADLINE, "the locality service is ready", || ready.exists());
-        let addresses = read_json(&ready);
-        let text = |key: &str| addresses[key].as_str().expect("an address").to_owned();
-        Self {
-            http: text("http"),
-            grpc: text("grpc"),
-            process,
-        }
+        self.process = Some(process);
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.take().expect("the service runs").kill();
     }
 
     /// `host:port` of its HTTP side.
@@ -258,9 +289,9 @@ impl Service {
         &self.http
     }
 
-    /// Its process.
+    /// Its process. Panics while it is stopped.
     pub fn process(&mut self) -> &mut Process {
-        &mut self.process
+        self.process.as_mut().expect("the service runs")
     }
 
     /// `POST /v1/locations`.
@@ -269,6 +300,11 @@ impl Service {
             .send_json(request)
             .and_then(|mut answer| answer.body_mut().read_json())
             .unwrap_or_else(|error| panic!("asking for locations failed: {error}"))
+    }
+
+    /// `GET /metrics`.
+    pub fn metrics(&self) -> String {
+        get_text(&format!("http://{}/metrics", self.http))
     }
 
     /// `GET /v1/nodes`.
@@ -294,6 +330,7 @@ pub struct Worker {
     node: String,
     config: PathBuf,
     cache: PathBuf,
+    granted: PathBuf,
     sockets: PathBuf,
     ready: PathBuf,
     logs: PathBuf,
@@ -348,6 +385,10 @@ impl Worker {
         Self {
             node,
             config,
+            granted: match cluster.grants {
+                GrantSetup::Mounted => read_only,
+                GrantSetup::Unprotected | GrantSetup::Missing => cache.clone(),
+            },
             cache,
             sockets,
             ready,
@@ -399,6 +440,12 @@ impl Worker {
         self.process.take().expect("the worker runs").kill();
     }
 
+    /// Forgets a process that has ended in a way the test looked at itself, so that the worker can be started again.
+    pub fn forget_ended(&mut self) {
+        let mut process = self.process.take().expect("the worker was started");
+        assert!(!process.is_running(), "{} still runs", self.node);
+    }
+
     /// Its node's name.
     pub fn node(&self) -> &str {
         &self.node
@@ -412,6 +459,11 @@ impl Worker {
     /// Its cache directory.
     pub fn cache_dir(&self) -> &Path {
         &self.cache
+    }
+
+    /// The directory by whose path granted descriptors are opened.
+    pub fn granted_dir(&self) -> &Path {
+        &self.granted
     }
 
     /// Its configuration file.
@@ -447,9 +499,33 @@ impl Worker {
         files
     }
 
+    /// The files under construction in its cache directory.
+    pub fn temporary_files(&self) -> Vec<PathBuf> {
+        std::fs::read_dir(self.cache.join("v1/tmp"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect()
+    }
+
+    /// The worker UUID of the running process.
+    pub fn uuid(&self) -> String {
+        let status = self.status();
+        status["worker_uuid"]
+            .as_str()
+            .expect("a status has the worker UUID")
+            .to_owned()
+    }
+
     /// `GET /status` of its admin side.
     pub fn status(&self) -> Value {
         get_json(&format!("http://{}/status", self.address("admin")))
+    }
+
+    /// `GET /metrics` of its admin side.
+    pub fn metrics(&self) -> String {
+        get_text(&format!("http://{}/metrics", self.address("admin")))
     }
 
     /// A number of its status, by JSON pointer, such as `/fill_bytes/origin`.
@@ -472,6 +548,13 @@ fn mount_read_only(directory: &Path, target: &Path) {
 fn read_json(path: &Path) -> Value {
     let text = std::fs::read(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
     serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{} is no JSON: {error}", path.display()))
+}
+
+fn get_text(url: &str) -> String {
+    ureq::get(url)
+        .call()
+        .and_then(|mut answer| answer.body_mut().read_to_string())
+        .unwrap_or_else(|error| panic!("GET {url} failed: {error}"))
 }
 
 fn get_json(url: &str) -> Value {

@@ -51,25 +51,32 @@ impl TestDir {
 
 impl Drop for TestDir {
     fn drop(&mut self) {
-        for mount in mounts_beneath(&self.path) {
-            // Detached, because a process that is just dying may still hold it.
-            if let Err(error) = umount2(&mount, MntFlags::MNT_DETACH) {
-                eprintln!("cannot unmount {}: {error}", mount.display());
-            }
-        }
-        // Removing must never follow a mount that could not be undone.
-        let left = mounts_beneath(&self.path);
-        if left.is_empty() {
-            if let Err(error) = std::fs::remove_dir_all(&self.path) {
-                eprintln!("cannot remove {}: {error}", self.path.display());
-            }
-        } else {
-            eprintln!(
-                "left {} behind: {left:?} is still mounted there",
-                self.path.display()
-            );
+        if let Err(error) = remove_tree(&self.path) {
+            eprintln!("cannot remove {}: {error}", self.path.display());
         }
     }
+}
+
+/// Removes a directory with everything in it; what is mounted beneath is unmounted first, and never removed.
+pub(crate) fn remove_tree(path: &Path) -> std::io::Result<()> {
+    for mount in mounts_beneath(path) {
+        // Detached, because a process that is just dying may still hold it.
+        umount2(&mount, MntFlags::MNT_DETACH)?;
+    }
+    // Removing must never follow a mount that could not be undone.
+    let left = mounts_beneath(path);
+    if left.is_empty() {
+        std::fs::remove_dir_all(path)
+    } else {
+        Err(std::io::Error::other(format!("{left:?} is still mounted there")))
+    }
+}
+
+/// The root of this repository.
+pub(crate) fn repository_root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("this crate is in the workspace")
 }
 
 /// The mount points below `dir`, the innermost and latest first.

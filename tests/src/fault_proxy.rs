@@ -71,6 +71,8 @@ impl FaultProxy {
             requests: Mutex::default(),
             bytes_sent: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
+            under_way: AtomicUsize::new(0),
+            most_under_way: AtomicUsize::new(0),
             held,
         });
         let for_server = Arc::clone(&shared);
@@ -136,10 +138,16 @@ impl FaultProxy {
         self.shared.bytes_sent.load(Ordering::Acquire)
     }
 
+    /// The most requests that were under way at the same time: arrived, and their answers not complete.
+    pub fn most_under_way(&self) -> usize {
+        self.shared.most_under_way.load(Ordering::Acquire)
+    }
+
     /// Sets the counts to zero and empties the record.
     pub fn reset(&self) {
         self.shared.requests().clear();
         self.shared.bytes_sent.store(0, Ordering::Release);
+        self.shared.most_under_way.store(0, Ordering::Release);
     }
 }
 
@@ -170,6 +178,8 @@ struct Shared {
     requests: Mutex<Vec<RecordedRequest>>,
     bytes_sent: AtomicU64,
     waiting: AtomicUsize,
+    under_way: AtomicUsize,
+    most_under_way: AtomicUsize,
     held: watch::Receiver<bool>,
 }
 
@@ -188,5 +198,23 @@ impl Shared {
 
     fn requests(&self) -> MutexGuard<'_, Vec<RecordedRequest>> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts one request as under way while it lives.
+#[derive(Debug)]
+struct UnderWay(Arc<Shared>);
+
+impl UnderWay {
+    fn begin(shared: &Arc<Shared>) -> Self {
+        let now = shared.under_way.fetch_add(1, Ordering::AcqRel) + 1;
+        shared.most_under_way.fetch_max(now, Ordering::AcqRel);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -339,7 +339,7 @@ impl Drop for Process {
 }
 
 /// The directory of the workspace's binaries, in the profile of this executable.
-fn target_dir() -> PathBuf {
+pub(crate) fn target_dir() -> PathBuf {
     let this = std::env::current_exe().expect("/proc is mounted");
     let dir = this.parent().expect("an executable is in a directory");
     // Test executables are in target/<profile>/deps, binaries of this crate in target/<profile>.

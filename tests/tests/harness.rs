@@ -306,6 +306,13 @@ fn held_requests_arrive_but_are_answered_only_after_the_release() {
             assert_eq!(reader.join().unwrap(), 200);
         }
     });
+    assert_eq!(proxy.most_under_way(), 3);
+    proxy.reset();
+    for _ in 0..3 {
+        assert_eq!(proxied.get("object").status, 200);
+    }
+    // One after the other; the end of an answer may be noticed after the client has all of it.
+    assert!((1..=2).contains(&proxy.most_under_way()));
 }
 
 #[test]

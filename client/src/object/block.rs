@@ -24,6 +24,9 @@ pub(crate) struct Slot {
     pub(crate) asked_ahead: AtomicBool,
     /// Milliseconds on the client's clock until which the block is read inline; 0: not.
     pub(crate) inline_until_millis: AtomicU64,
+    /// A held file of the block proved bad: what the daemon reads for us it compares with its checksums, until there is
+    /// another file.
+    pub(crate) distrusted: AtomicBool,
 }
 
 impl Slot {

@@ -215,7 +215,9 @@ impl Inner {
             control,
             registry,
         );
-        let old = self.table.slot(block).grant.swap(Some(Arc::clone(&grant)));
+        let slot = self.table.slot(block);
+        let old = slot.grant.swap(Some(Arc::clone(&grant)));
+        slot.distrusted.store(false, Ordering::Relaxed);
         if let Some(old) = old {
             // Two answers about one file may have crossed; what either knew to be present is.
             if old.connection() == grant.connection() && old.layout().file_id == granted.file_id {
@@ -284,6 +286,7 @@ impl Inner {
         };
         of(&shared.counters);
         of(&self.counters);
+        slot.distrusted.store(true, Ordering::Relaxed);
         slot.read_inline_until(shared.millis() + INLINE_MILLIS);
         let current = slot.grant.load();
         if current
@@ -438,8 +441,9 @@ impl Inner {
     ) -> Result<(), Error> {
         let start = self.table.block_size().start_of(block) + offset;
         let length = buf.len() as u64;
+        let verify = shared.options.verify_reads || self.table.slot(block).distrusted.load(Ordering::Relaxed);
         let remote = self.with_session(shared, |session, handle| {
-            session.read_inline(handle, start, buf)?;
+            session.read_inline(handle, start, buf, verify)?;
             Ok(session.is_remote())
         })?;
         for counters in [&*shared.counters, &*self.counters] {

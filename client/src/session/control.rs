@@ -106,6 +106,15 @@ impl Control {
         self.stream.shut_down();
     }
 
+    /// A send failed, because the daemon has closed the connection: nothing more is asked on it. Replies that the daemon
+    /// sent before it closed are still in the socket; the reader thread hands them out, and ends the rest at their end.
+    fn send_failed(&self, error: &io::Error) {
+        self.pending.close(&Error::Unavailable(format!(
+            "sending to the daemon failed: {error}"
+        )));
+        self.stream.shut_down();
+    }
+
     /// Sends a request and waits for its reply.
     pub(crate) fn call(
         &self,
@@ -156,7 +165,8 @@ impl Control {
         sent
     }
 
-    /// Sends a frame and whatever waits in the outbox. A failure ends the connection, and with it the frame's request.
+    /// Sends a frame and whatever waits in the outbox. After a failure the frame's request ends with the
+    /// connection.
     fn send(&self, frame: &[u8]) {
         {
             let mut unsent = lock(&self.unsent);
@@ -167,9 +177,7 @@ impl Control {
             unsent.clear();
             drop(unsent);
             if let Err(error) = result {
-                self.end(&Error::Unavailable(format!(
-                    "sending to the daemon failed: {error}"
-                )));
+                self.send_failed(&error);
             }
         }
         // The reader thread may have found the lock taken.
@@ -196,9 +204,7 @@ impl Control {
                 true
             }
             Err(error) => {
-                self.end(&Error::Unavailable(format!(
-                    "sending to the daemon failed: {error}"
-                )));
+                self.send_failed(&error);
                 false
             }
         }
@@ -227,9 +233,7 @@ impl Control {
                 Ok(0) => return false,
                 Ok(sent) => _ = unsent.drain(..sent),
                 Err(error) => {
-                    self.end(&Error::Unavailable(format!(
-                        "sending to the daemon failed: {error}"
-                    )));
+                    self.send_failed(&error);
                     return false;
                 }
             }

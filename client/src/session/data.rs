@@ -77,7 +77,7 @@ impl Connection {
     }
 
     /// Reads `buf.len()` bytes at `offset` into `buf`.
-    fn read(&mut self, handle: Handle, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+    fn read(&mut self, handle: Handle, offset: u64, buf: &mut [u8], flags: u32) -> Result<(), Failure> {
         self.last_request = self.last_request.wrapping_add(1).max(1);
         let request = self.last_request;
         let read = wire::Read {
@@ -85,6 +85,7 @@ impl Connection {
             offset,
             length: buf.len() as u64,
             peer: None,
+            flags,
         };
         self.stream
             .send_all(&wire::encode(&read, 0, request))
@@ -211,24 +212,24 @@ impl Pool {
         }
     }
 
-    /// Reads `buf.len()` bytes of an open object at `offset` into `buf`.
-    pub(crate) fn read(&self, handle: Handle, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+    /// Reads `buf.len()` bytes of an open object at `offset` into `buf`. `flags`: [`wire::Read::flags`].
+    pub(crate) fn read(&self, handle: Handle, offset: u64, buf: &mut [u8], flags: u32) -> Result<(), Error> {
         let mut done = 0;
         for part in buf.chunks_mut(MAX_READ_BYTES) {
             let length = part.len() as u64;
-            self.read_part(handle, offset + done, part)?;
+            self.read_part(handle, offset + done, part, flags)?;
             done += length;
         }
         Ok(())
     }
 
-    fn read_part(&self, handle: Handle, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+    fn read_part(&self, handle: Handle, offset: u64, buf: &mut [u8], flags: u32) -> Result<(), Error> {
         // An idle connection may have been closed by the daemon meanwhile: one more try, on a fresh one.
         loop {
             let (mut connection, fresh) = self.take()?;
             self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
             self.counters.messages_sent.fetch_add(1, Ordering::Relaxed);
-            match connection.read(handle, offset, buf) {
+            match connection.read(handle, offset, buf, flags) {
                 Ok(()) => {
                     self.give_back(Some(connection));
                     return Ok(());

@@ -205,6 +205,11 @@ impl Pending {
         Delivery::Delivered
     }
 
+    /// Fails every request from now on; those that were sent may still be answered. The first error stays.
+    pub(crate) fn close(&self, error: &Error) {
+        lock(&self.table).ended.get_or_insert_with(|| error.clone());
+    }
+
     /// Fails every request, now and from now on. The first error stays.
     pub(crate) fn end(&self, error: &Error) {
         let entries = {
@@ -266,6 +271,16 @@ mod tests {
             pending.deliver(request + 1, ready(1)),
             Delivery::Unasked
         ));
+    }
+
+    #[test]
+    fn a_closed_table_takes_no_request_and_still_delivers_replies() {
+        let pending = Pending::default();
+        let (request, waiter) = pending.wait().unwrap();
+        pending.close(&Error::Unavailable("gone".into()));
+        assert!(pending.wait().is_err());
+        assert!(matches!(pending.deliver(request, ready(1)), Delivery::Delivered));
+        assert!(matches!(waiter.wait(soon()), Some(Ok(Reply::Ready(_)))));
     }
 
     #[test]

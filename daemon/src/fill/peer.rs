@@ -177,6 +177,8 @@ impl Peers {
                 generation: object.generation().clone(),
                 hops: 1,
             }),
+            // A peer is sent nothing that was not compared, and compares it again.
+            flags: 0,
         };
         let frame = encode(&read, 0, 1);
         let pages = |connection, first| PeerPages {

@@ -9,16 +9,17 @@ use cachelet_protocol::block::PageSet;
 use cachelet_protocol::ids::{Generation, Handle, ObjectName};
 use cachelet_protocol::wire::{
     BypassReason, Code, FLAG_DESCRIPTOR, FOLLOWS_DATA, FOLLOWS_GRANT, FOLLOWS_NOTHING, Fill, FrameHeader,
-    FrameKind, GrantStatus, Granted, HEADER_BYTES, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA,
-    OPEN_NO_GRANT, Open, Opened, Priority, Ready, RequestId, StoreRef, Used, VERSION, Welcome, encode,
+    FrameKind, Granted, HEADER_BYTES, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA, OPEN_NO_GRANT,
+    Open, Opened, Priority, Ready, RequestId, StoreRef, Used, encode,
 };
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
-use super::refusal::Refusal;
+use super::refusal::{Broken, Refusal, unknown_handle};
 use super::session::Session;
+use super::welcome::welcome;
 use super::{Context, MAX_UNACKNOWLEDGED, data};
-use crate::connection::{FrameReader, FrameWriter, ReadError};
+use crate::connection::{FrameReader, FrameWriter};
 use crate::fill::{Filled, OpenObject};
 use crate::metrics::ReadPath;
 use crate::origin::{Authorization, Store};
@@ -26,19 +27,6 @@ use crate::store::{BlockStore, GrantStatus as StoreGrants};
 
 /// Requests of one session under way at a time; further ones wait in the socket.
 const MAX_REQUESTS: usize = 64;
-
-/// Why a connection ended that did not end well.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Broken {
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error("writing failed: {0}")]
-    Write(#[from] std::io::Error),
-    #[error("a {0:?} frame is none that a client sends here")]
-    Unexpected(FrameKind),
-    #[error("a message cannot be read: {0}")]
-    Decode(#[from] cachelet_protocol::wire::DecodeError),
-}
 
 pub(super) async fn run(
     context: &Arc<Context>,
@@ -97,39 +85,6 @@ impl Drop for EndSession<'_> {
     fn drop(&mut self) {
         self.context.sessions.end(self.session.id);
         self.context.store.release_session(self.session.id);
-    }
-}
-
-/// What a connection is welcomed with.
-pub(super) fn welcome(context: &Context, session: &Session) -> Welcome {
-    let local = session.writer.stream().is_local();
-    let (grants, reason) = match context.store.grants() {
-        _ if !local => (
-            GrantStatus::Disabled,
-            "descriptors cannot be passed over TCP".to_owned(),
-        ),
-        StoreGrants::Enabled => (GrantStatus::Enabled, String::new()),
-        StoreGrants::EnabledUnprotected => (GrantStatus::Unprotected, String::new()),
-        StoreGrants::Disabled { reason } => (GrantStatus::Disabled, reason.clone()),
-    };
-    Welcome {
-        version: VERSION,
-        features: 0,
-        daemon: env!("CARGO_PKG_VERSION").to_owned(),
-        node: context.identity.node.clone(),
-        worker: context.identity.uuid,
-        epoch: context.store.epoch(),
-        session: session.id,
-        session_secret: session.secret,
-        service_address: context.service_address.clone(),
-        block_bytes: context.store.block_size().bytes(),
-        page_bytes: cachelet_protocol::block::PAGE_BYTES as u32,
-        inline_bytes: context.limits.inline_bytes,
-        max_held_bytes: context.limits.max_held_bytes,
-        max_unacknowledged: MAX_UNACKNOWLEDGED,
-        idle_close_seconds: context.limits.idle_close.as_secs().try_into().unwrap_or(u32::MAX),
-        grants,
-        grants_disabled_reason: reason,
     }
 }
 
@@ -429,13 +384,6 @@ impl From<Broken> for Answer {
     fn from(broken: Broken) -> Self {
         Self::Broken(broken)
     }
-}
-
-pub(super) fn unknown_handle(handle: Handle) -> Refusal {
-    Refusal::failed(
-        Code::UnknownHandle,
-        format!("handle {handle} is not open in this session"),
-    )
 }
 
 fn find_store(

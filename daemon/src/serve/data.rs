@@ -3,6 +3,7 @@
 //! Strict request and reply. A reply is as many frames as its bytes take, all but the last with `FLAG_MORE`; an error may
 //! stand in place of any of them. Where the cache has no room the bytes are passed through from the origin.
 
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,18 +11,18 @@ use bytes::Bytes;
 use cachelet_protocol::block::{BlockIndex, PAGE_BYTES, PageIndex, PageSet};
 use cachelet_protocol::ids::ObjectName;
 use cachelet_protocol::wire::{
-    Code, FLAG_MORE, FrameHeader, FrameKind, Hello, Message, PAGE_PREFIX_BYTES, PeerObject, Read, RequestId,
-    Role, encode, encode_page_prefix,
+    Code, FLAG_MORE, FrameHeader, FrameKind, Hello, Message, PAGE_PREFIX_BYTES, PeerObject, READ_VERIFY,
+    Read, RequestId, Role, encode, encode_page_prefix,
 };
 use futures::StreamExt;
 use subtle::ConstantTimeEq;
 
 use super::Context;
-use super::control::{Broken, unknown_handle, welcome};
-use super::refusal::Refusal;
+use super::refusal::{Broken, Refusal, unknown_handle};
 use super::session::Session;
-use crate::connection::{FrameReader, FrameWriter};
-use crate::fill::{self, OpenObject};
+use super::welcome::welcome;
+use crate::connection::{FileFrame, FrameReader, FrameWriter};
+use crate::fill::{self, Filled, OpenObject};
 use crate::metrics::ReadPath;
 use crate::store::{BlockIdentity, BlockStore, DATA_OFFSET};
 
@@ -29,6 +30,8 @@ use crate::store::{BlockIdentity, BlockStore, DATA_OFFSET};
 const FRAME_BYTES: u64 = PAGE_BYTES;
 /// What is filled at once, and ahead of what is being sent.
 const WINDOW_BYTES: u64 = 8 << 20;
+/// Files that one read may lose under its hands, evicted or damaged, before it goes to the origin itself.
+const LOST_FILES: u32 = 2;
 
 /// Why a reply stopped.
 enum Stop {
@@ -153,6 +156,14 @@ async fn pass_through(object: &OpenObject, range: Range<u64>) -> Result<crate::o
         .map_err(|error| Refusal::from(&error))
 }
 
+/// A window of a block on its way out.
+enum Held {
+    /// Compared with their checksums; a page at most.
+    Bytes(Vec<u8>),
+    /// To be sent from as it is.
+    File(Arc<File>),
+}
+
 struct Reply<'a> {
     context: &'a Arc<Context>,
     writer: &'a Arc<FrameWriter>,
@@ -186,13 +197,16 @@ impl Reply<'_> {
         } else {
             ReadPath::Remote
         };
+        let verify = read.flags & READ_VERIFY != 0;
+        let window = if verify { PAGE_BYTES } else { WINDOW_BYTES };
+        let mut lost = 0;
         let mut at = read.offset;
         while at < end {
             // A window ends where a page does, so that the next one begins with whole pages.
             let block = blocks.block_at(at);
             let block_start = blocks.start_of(block);
             let block_end = block_start + blocks.length_of(block, size);
-            let window_end = ((at / WINDOW_BYTES + 1) * WINDOW_BYTES).min(block_end).min(end);
+            let window_end = ((at / window + 1) * window).min(block_end).min(end);
             let within = at - block_start..window_end - block_start;
             let ahead = window_end..(window_end + WINDOW_BYTES).min(block_end).min(end);
             match self
@@ -207,23 +221,17 @@ impl Reply<'_> {
                         // Only a head start: what goes wrong shows when the window is demanded.
                         let _ = self.context.filler.readahead(object, block, pages).await;
                     }
-                    let block = Arc::clone(&filled.block);
-                    let file = self
-                        .context
-                        .filler
-                        .on_disk(move |store| store.file(&block))
-                        .await
-                        .map_err(Refusal::from)?;
-                    let mut sent = within.start;
-                    while sent < within.end {
-                        let length = (within.end - sent).min(FRAME_BYTES);
-                        let more = block_start + sent + length < end;
-                        let head = self.head(FrameKind::Data, length as usize, more);
-                        let offset = DATA_OFFSET + sent;
-                        self.writer
-                            .send_file(head, Arc::clone(&file), offset, length)
-                            .await?;
-                        sent += length;
+                    match self.held(&filled, within.clone(), verify).await {
+                        Ok(held) => self.send_held(held, within.clone(), block_start, end).await?,
+                        Err(_) if lost < LOST_FILES => {
+                            lost += 1;
+                            continue;
+                        }
+                        Err(_) => {
+                            self.pass_through(object, at..window_end, end).await?;
+                            at = window_end;
+                            continue;
+                        }
                     }
                     self.context.metrics.count_read(path, window_end - at);
                     self.context.store.used(
@@ -238,6 +246,57 @@ impl Reply<'_> {
                 Err(error) => return Err(Refusal::from(error).into()),
             }
             at = window_end;
+        }
+        Ok(())
+    }
+
+    /// What a window of a block is sent from. An error means that the file is gone or, with `verify`, that it was found
+    /// damaged and set aside: either way the block gets another one.
+    async fn held(&self, filled: &Filled, within: Range<u64>, verify: bool) -> Result<Held, fill::Error> {
+        if !verify && let Some(file) = self.context.store.open_file(&filled.block) {
+            return Ok(Held::File(file));
+        }
+        let block = Arc::clone(&filled.block);
+        let work = move |store: &BlockStore| {
+            if !verify {
+                return store.file(&block).map(Held::File);
+            }
+            let mut bytes = vec![0; (within.end - within.start) as usize];
+            store.read(&block, within, &mut bytes)?;
+            Ok(Held::Bytes(bytes))
+        };
+        self.context.filler.on_disk(work).await
+    }
+
+    /// Sends a window of a block that starts at `block_start`, for a read that ends at `end`.
+    async fn send_held(
+        &self,
+        held: Held,
+        within: Range<u64>,
+        block_start: u64,
+        end: u64,
+    ) -> Result<(), Stop> {
+        match held {
+            Held::Bytes(bytes) => {
+                let more = block_start + within.end < end;
+                let mut frame = self.head(FrameKind::Data, bytes.len(), more);
+                frame.extend_from_slice(&bytes);
+                self.writer.send(&frame).await?;
+            }
+            Held::File(file) => {
+                let starts = (within.start..within.end).step_by(FRAME_BYTES as usize);
+                let frames = starts.map(|start| {
+                    let length = (within.end - start).min(FRAME_BYTES);
+                    let more = block_start + start + length < end;
+                    let head = self.head(FrameKind::Data, length as usize, more);
+                    FileFrame {
+                        head,
+                        offset: DATA_OFFSET + start,
+                        length,
+                    }
+                });
+                self.writer.send_file(file, frames.collect()).await?;
+            }
         }
         Ok(())
     }

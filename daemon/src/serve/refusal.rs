@@ -1,10 +1,15 @@
-//! How failures of the parts reach the caller: `Bypass` where the origin can serve instead, `Failed` where it cannot.
+//! How failures of the parts reach the caller: `Bypass` where the origin can serve instead, `Failed` where it cannot; and
+//! how connections end that are of no further use.
 
 use std::fmt;
 
-use cachelet_protocol::wire::{Bypass, BypassReason, Code, Failed, RequestId, encode};
+use cachelet_protocol::ids::Handle;
+use cachelet_protocol::wire::{
+    Bypass, BypassReason, Code, DecodeError, Failed, FrameKind, RequestId, encode,
+};
 
 use super::Context;
+use crate::connection::ReadError;
 use crate::{fill, origin, store};
 
 /// An answer that is no success.
@@ -93,4 +98,24 @@ impl From<store::Error> for Refusal {
     fn from(error: store::Error) -> Self {
         Self::bypass(BypassReason::NoSpace, error.to_string())
     }
+}
+
+pub(super) fn unknown_handle(handle: Handle) -> Refusal {
+    Refusal::failed(
+        Code::UnknownHandle,
+        format!("handle {handle} is not open in this session"),
+    )
+}
+
+/// Why a connection ended that did not end well.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("writing failed: {0}")]
+    Write(#[from] std::io::Error),
+    #[error("a {0:?} frame is none that a client sends here")]
+    Unexpected(FrameKind),
+    #[error("a message cannot be read: {0}")]
+    Decode(#[from] DecodeError),
 }

@@ -193,6 +193,27 @@ impl Header {
     }
 }
 
+/// Whether a file begins with a header: `None` for one of this version, `Some` with the version of one that is not known
+/// here. Any bytes are safe to give.
+pub fn check_header(bytes: &[u8]) -> Result<Option<u32>, Damage> {
+    match Header::decode(bytes) {
+        Decoded::Header(_) => Ok(None),
+        Decoded::Foreign(version) => Ok(Some(version)),
+        Decoded::Damaged(damage) => Err(damage),
+    }
+}
+
+/// The first bytes of a file, made a header's length, with magic and checksum put right: how a fuzzer gets behind them.
+pub fn with_header_checksum(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes.resize(HEADER_BYTES, 0);
+    bytes[..MAGIC.len()].copy_from_slice(MAGIC);
+    bytes[CRC_FIELD].fill(0);
+    let crc = crc32c(&bytes);
+    bytes[CRC_FIELD].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
 /// What is left of a header to read.
 struct Fields<'a>(&'a [u8]);
 

@@ -10,7 +10,7 @@ use cachelet_protocol::block::{CHUNK_BYTES, PAGE_BYTES, PageIndex, PageSet};
 use cachelet_protocol::integrity::{ChunkCrcs, PageWord, chunk_crcs, crc32c};
 
 use super::format::{self, Damage};
-use super::{Block, BlockStore, DATA_OFFSET, Error, Event, Reason, Reservation, lock};
+use super::{Block, BlockStore, DATA_OFFSET, Error, Reason, Reservation, lock};
 
 impl BlockStore {
     /// Writes one page, whole, and returns the pages that are present then. Touches the disk.
@@ -107,6 +107,15 @@ impl BlockStore {
         self.file_of(block)
     }
 
+    /// The same descriptor, if it is open. Cheap.
+    pub fn open_file(&self, block: &Block) -> Option<Arc<File>> {
+        if block.is_retired() {
+            None
+        } else {
+            self.inner.descriptors.get(block.file_id())
+        }
+    }
+
     /// The word of a page as it is on disk, zero if the page is absent: what a peer is told beside the bytes.
     /// Touches the disk.
     pub fn page_word(&self, block: &Arc<Block>, page: PageIndex) -> Result<u64, Error> {
@@ -173,7 +182,7 @@ impl BlockStore {
         }
         // Also after a failure: some of it may be on disk, wherever the file is by now.
         let cached = state.ledger.commit(block.file_id(), reservation.spend());
-        let result = match written {
+        match written {
             Err(error) => Err(error),
             Ok(()) if !cached || block.is_retired() => Err(Error::Evicted {
                 file_id: block.file_id(),
@@ -188,18 +197,7 @@ impl BlockStore {
                     pages.verified
                 }))
             }
-        };
-        drop(state);
-        if let Err(Error::Io {
-            attempt,
-            path,
-            source,
-        }) = &result
-        {
-            let copy = Error::io(attempt, path, io::Error::from(source.kind()));
-            self.emit(Event::Failed(copy));
         }
-        result
     }
 }
 

@@ -246,6 +246,9 @@ impl BlockStore {
     ) -> Result<(), Error> {
         let key = block.identity().key();
         let file_id = block.file_id();
+        if removed.is_ok() {
+            self.inner.descriptors.take(file_id);
+        }
         let result = {
             let mut state = self.state();
             state.busy.remove(&key);
@@ -286,7 +289,7 @@ impl BlockStore {
     fn remove_file(&self, block: &Arc<Block>, reason: &Reason) -> Result<Removed, Error> {
         let key = block.identity().key();
         let path = self.inner.layout.block(key);
-        let file = match self.inner.descriptors.take(block.file_id()) {
+        let file = match self.inner.descriptors.get(block.file_id()) {
             Some(file) => file,
             None => match layout::block_options().open(&path) {
                 Ok(file) => Arc::new(file),

@@ -17,12 +17,13 @@ pub use codec::{Decode, DecodeError, Encode};
 pub use descriptor::{DescriptorError, FrameReceiver, ReceiveError, ReceivedFrame, send_with_descriptor};
 pub use frame::{
     FLAG_DESCRIPTOR, FLAG_MORE, FrameError, FrameHeader, FrameKind, HEADER_BYTES, MAX_CONTROL_BYTES,
-    MAX_DATA_BYTES, PAGE_PREFIX_BYTES, RequestId, decode_page_prefix, encode, encode_page_prefix,
+    MAX_DATA_BYTES, PAGE_PREFIX_BYTES, RequestId, decode_page_prefix, encode_page_prefix,
 };
 pub use message::{
     Ack, Bypass, BypassReason, Code, DropFiles, FOLLOWS_DATA, FOLLOWS_GRANT, FOLLOWS_NOTHING, Failed, Fill,
     GrantStatus, Granted, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA, OPEN_NO_GRANT, Open, Opened,
-    Payload, PeerObject, Priority, Read, Ready, Release, Role, StoreRef, Used, UsedFile, Welcome,
+    Payload, PeerObject, Priority, READ_VERIFY, Read, Ready, Release, Role, StoreRef, Used, UsedFile,
+    Welcome, encode,
 };
 
 /// The only version of the protocol so far.

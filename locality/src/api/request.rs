@@ -372,12 +372,10 @@ mod tests {
     }
 
     #[test]
-    fn a_deeply_nested_body_is_refused() {
-        let deep = format!(
-            r#"{{"later": {}{}, "paths": []}}"#,
-            "[".repeat(100_000),
-            "]".repeat(100_000)
-        );
+    fn deep_nesting_overflows_no_stack() {
+        let deep = "[".repeat(1_000_000) + &"]".repeat(1_000_000);
+        assert!(parse(&format!(r#"{{"later": {deep}, "paths": []}}"#)).is_ok());
+        assert!(parse(&format!(r#"{{"paths": {deep}}}"#)).is_err());
         assert!(parse(&deep).is_err());
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use cachelet_protocol::block::BlockSize;
 use cachelet_protocol::ids::{ObjectName, ObjectPath};
 use cachelet_protocol::residency::{BLOCKS_PER_SEGMENT, Residency};
 use tokio::time::Instant;
@@ -42,7 +43,7 @@ impl Cluster {
             } else {
                 "workers to register"
             };
-            let rest = (self.ready_grace - waited).as_secs_f32();
+            let rest = self.ready_grace.saturating_sub(waited).as_secs_f32();
             return (
                 false,
                 format!("not ready: waiting for {waiting_for}, for {rest:.1} s at most"),
@@ -76,7 +77,7 @@ impl Cluster {
             ready,
             ready_message,
             lease_ms: self.lease.as_millis() as u64,
-            block_bytes: self.view().block_size.map(|size| size.bytes()),
+            block_bytes: self.view().block_size.map(BlockSize::bytes),
             objects: usage.objects as u64,
             segments: usage.segments as u64,
             index_bytes: usage.bytes as u64,
@@ -100,7 +101,7 @@ impl Cluster {
             etag: None,
             size_bytes: None,
             confirmed_unix_ms: None,
-            block_bytes: view.block_size.map(|size| size.bytes()),
+            block_bytes: view.block_size.map(BlockSize::bytes),
             holders: Vec::new(),
         };
         let Some(block_size) = view.block_size else {
@@ -170,17 +171,21 @@ impl Cluster {
             ("lost", census.lost),
         ] {
             let state = metrics::State { state: Word(state) };
-            self.metrics.workers.get_or_create(&state).set(count as i64);
+            self.metrics.workers.get_or_create(&state).set(gauge(count));
         }
-        self.metrics.synced_workers.set(census.synced as i64);
+        self.metrics.synced_workers.set(gauge(census.synced));
         self.metrics.capacity_bytes.set(capacity);
         self.metrics.used_bytes.set(used);
         let usage = self.index.usage();
-        self.metrics.index_objects.set(usage.objects as i64);
-        self.metrics.index_segments.set(usage.segments as i64);
-        self.metrics.index_bytes.set(usage.bytes as i64);
+        self.metrics.index_objects.set(gauge(usage.objects));
+        self.metrics.index_segments.set(gauge(usage.segments));
+        self.metrics.index_bytes.set(gauge(usage.bytes));
         self.metrics.encode()
     }
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 fn entry(worker: &Worker, now: Instant) -> NodeEntry {
@@ -234,7 +239,7 @@ fn runs(mut holdings: Vec<Holding>, blocks: u32) -> Vec<BlockRun> {
             };
             match runs.last_mut() {
                 Some(run) if run.first + run.count == block && run.residency == residency.into() => {
-                    run.count += 1
+                    run.count += 1;
                 }
                 _ => runs.push(BlockRun {
                     first: block,

@@ -82,16 +82,7 @@ impl Shard {
         };
         let mut record = Record::decode(self.bytes(slot));
         let before = record.holdings.len();
-        if record.generation != report.generation {
-            // A worker may hold two generations; what it says of one says nothing of the other.
-            if !held {
-                return Outcome::Forgotten;
-            }
-            if report.confirmed_unix_ms < record.confirmed_unix_ms {
-                return Outcome::Outdated;
-            }
-            record = report.clone();
-        } else {
+        if record.generation == report.generation {
             record.confirmed_unix_ms = record.confirmed_unix_ms.max(report.confirmed_unix_ms);
             record.holdings.retain(|known| {
                 known.segment != segment.segment
@@ -100,6 +91,13 @@ impl Shard {
             if held {
                 record.holdings.push(*segment);
             }
+        } else if !held {
+            // A worker may hold two generations; what it says of one says nothing of the other.
+            return Outcome::Forgotten;
+        } else if report.confirmed_unix_ms < record.confirmed_unix_ms {
+            return Outcome::Outdated;
+        } else {
+            record = report.clone();
         }
         self.segments = self.segments + record.holdings.len() - before;
         if record.holdings.is_empty() {

@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use tokio::time::Instant;
 
-use super::Shared;
+use super::{Shared, UnderWay};
 
 /// Small enough for an even pace, big enough to cost nothing without one.
 const PIECE_BYTES: usize = 64 << 10;
@@ -70,17 +70,26 @@ pub(super) struct Tap {
     left: Option<u64>,
     end: End,
     pace: Pace,
+    /// Ends with the body.
+    _under_way: UnderWay,
     shared: Arc<Shared>,
 }
 
 impl Tap {
-    pub(super) fn new(body: Incoming, end: End, pace: Pace, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        body: Incoming,
+        end: End,
+        pace: Pace,
+        under_way: UnderWay,
+        shared: Arc<Shared>,
+    ) -> Self {
         Self {
             body,
             pending: Bytes::new(),
             left: end.after_bytes(),
             end,
             pace,
+            _under_way: under_way,
             shared,
         }
     }

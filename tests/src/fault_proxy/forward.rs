@@ -15,7 +15,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::net::TcpListener;
 
 use super::body::{End, Pace, Tap};
-use super::{Fault, RecordedRequest, Shared};
+use super::{Fault, RecordedRequest, Shared, UnderWay};
 use crate::loopback::{Body, full, serve_http};
 
 type Upstream = Client<HttpConnector, Incoming>;
@@ -42,6 +42,7 @@ async fn answer(
     pace: Pace,
 ) -> Result<Response<Body>, Infallible> {
     record(&request, &shared);
+    let under_way = UnderWay::begin(&shared);
     wait_while_held(&shared).await;
     let (delay, fault) = {
         let mut plan = shared.plan();
@@ -77,7 +78,7 @@ async fn answer(
         Some(Fault::StallBody { after_bytes }) => end = End::Stall { after_bytes },
         Some(Fault::Status(_) | Fault::Stall) | None => {}
     }
-    let body = Tap::new(body, end, pace, shared).into_body();
+    let body = Tap::new(body, end, pace, under_way, shared).into_body();
     Ok(Response::from_parts(parts, body))
 }
 

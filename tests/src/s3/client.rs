@@ -94,13 +94,20 @@ impl Bucket {
     pub(crate) fn create_unique(address: SocketAddr) -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("bucket-{}-{number}", std::process::id());
+        Self::create(address, &format!("bucket-{}-{number}", std::process::id()))
+    }
+
+    /// Creates a bucket.
+    pub(crate) fn create(address: SocketAddr, name: &str) -> Self {
         let client = Arc::new(Client::new(address));
         client
             .send("PUT", &format!("/{name}"), &[], &[])
             .accepted(&format_args!("create the bucket {name}"))
             .unwrap_or_else(|error| panic!("{error}"));
-        Self { name, client }
+        Self {
+            name: name.to_owned(),
+            client,
+        }
     }
 
     /// Its name.

@@ -1,12 +1,12 @@
 //! Starting and stopping the server process.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::client::{Bucket, Client};
-use crate::dir::TestDir;
+use crate::dir::{TestDir, repository_root};
 use crate::net::free_port;
 use crate::process::Process;
 
@@ -47,14 +47,30 @@ impl S3Kind {
     }
 }
 
-/// A running S3 server with its data in a directory of its own; both are gone when it is dropped.
+/// A running S3 server; it is gone when it is dropped, with its data unless they are in a directory it was given.
 #[derive(Debug)]
 pub struct S3Server {
     kind: S3Kind,
     address: SocketAddr,
     // Before the directory: the process ends, then its data is removed.
     process: Option<Process>,
-    dir: TestDir,
+    dir: DataDir,
+}
+
+/// Where a server keeps its data.
+#[derive(Debug)]
+enum DataDir {
+    Own(TestDir),
+    Given(PathBuf),
+}
+
+impl DataDir {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Own(dir) => dir.path(),
+            Self::Given(path) => path,
+        }
+    }
 }
 
 impl S3Server {
@@ -66,8 +82,16 @@ impl S3Server {
 
     /// A server for one test alone.
     pub fn start_fresh(kind: S3Kind) -> Self {
+        Self::start_with(kind, DataDir::Own(TestDir::new(kind.name())))
+    }
+
+    /// A server that keeps its data in an existing directory, which stays.
+    pub fn start_in(kind: S3Kind, dir: impl Into<PathBuf>) -> Self {
+        Self::start_with(kind, DataDir::Given(dir.into()))
+    }
+
+    fn start_with(kind: S3Kind, dir: DataDir) -> Self {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-        let dir = TestDir::new(kind.name());
         let mut server = Self {
             kind,
             address,
@@ -86,7 +110,7 @@ impl S3Server {
             self.kind.name(),
             self.address
         );
-        let mut process = Process::command(script("s3-server"))
+        let mut process = Process::command(repository_root().join("scripts/s3-server"))
             .args([self.kind.name(), &self.address.port().to_string()])
             .arg(self.dir.path())
             .envs([
@@ -132,13 +156,9 @@ impl S3Server {
     pub fn bucket(&self) -> Bucket {
         Bucket::create_unique(self.address)
     }
-}
 
-/// One of the repository's scripts.
-fn script(name: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("this crate is in the workspace")
-        .join("scripts")
-        .join(name)
+    /// Creates a bucket of this name.
+    pub fn bucket_named(&self, name: &str) -> Bucket {
+        Bucket::create(self.address, name)
+    }
 }

@@ -4,6 +4,16 @@
 
 #![cfg(test)]
 
+mod coalescing;
 mod docs;
+mod eviction;
+mod generations;
+mod grants;
+mod integrity;
+mod keys;
+mod lifecycle;
+mod locations;
 mod reads;
+mod short_circuit;
 mod support;
+mod wire;

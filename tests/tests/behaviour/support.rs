@@ -1,11 +1,14 @@
 //! Short words for what most tests do.
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
 use cachelet_client::{Client, Error, Object, OpenRequest, Options, Target};
+use cachelet_protocol::ids::{Etag, Generation};
 use cachelet_tests::{
-    Bucket, Cluster, ClusterBuilder, S3Server, StoredObject, Worker, deterministic_bytes, sha256_hex,
+    Bucket, Cluster, ClusterBuilder, S3Server, StoredObject, Worker, deterministic_bytes, first_difference,
+    sha256_hex,
 };
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -67,4 +70,42 @@ pub(crate) fn sha256_through(worker: &Worker, path: &str) -> String {
 pub(crate) fn put(bucket: &Bucket, key: &str, seed: u64, size: u64) -> (String, StoredObject) {
     let stored = bucket.put(key, &deterministic_bytes(seed, size));
     (format!("s3a://{}/{key}", bucket.name()), stored)
+}
+
+/// The generation that the origin acknowledged.
+pub(crate) fn generation_of(stored: &StoredObject) -> Generation {
+    Generation {
+        etag: Etag::from_header(&stored.etag).expect("the S3 server gives strong etags"),
+        size_bytes: stored.size_bytes,
+    }
+}
+
+/// Opens the generation that the origin acknowledged, as a caller does that has its own right to read.
+pub(crate) fn open_stored(client: &Client, path: &str, stored: &StoredObject) -> Result<Object, Error> {
+    let request = OpenRequest::new(path.parse().expect("a valid path"));
+    client.open(&request.with_generation(generation_of(stored)))
+}
+
+/// The bytes of an object at `range`, by one read.
+pub(crate) fn read_range(object: &Object, range: Range<u64>) -> Result<Vec<u8>, Error> {
+    let length = usize::try_from(range.end - range.start).expect("test objects fit in memory");
+    let mut bytes = vec![0; length];
+    object.read_exact_at(&mut bytes, range.start)?;
+    Ok(bytes)
+}
+
+/// Panics unless `bytes` are the content named `seed` from `offset` on.
+#[track_caller]
+pub(crate) fn assert_content(seed: u64, offset: u64, bytes: &[u8]) {
+    if let Some(at) = first_difference(seed, offset, bytes) {
+        panic!("a wrong byte at {at} of the content named {seed}");
+    }
+}
+
+/// A client without readahead: what it does not read is not fetched.
+pub(crate) fn exact_client_of(worker: &Worker) -> Client {
+    Client::new(Options {
+        readahead_bytes: 0,
+        ..options_for(worker.socket_dir())
+    })
 }

@@ -339,3 +339,76 @@ fn the_free_space_floor_holds_on_a_small_file_system() {
     });
     assert!(store.ledger().evictions > 0, "48 pages do not fit");
 }
+
+#[test]
+fn a_page_that_the_disk_has_no_room_for_costs_its_block_and_nothing_else() {
+    let disk = Disk::new();
+    let mount_point = disk.config().directory;
+    std::fs::create_dir(&mount_point).unwrap();
+    let Some(_mount) = grants::Mount::tmpfs(&mount_point, 16 << 20) else {
+        return;
+    };
+    let store = disk
+        .open_with(Config {
+            quota_bytes: 1 << 30,
+            ..disk.config()
+        })
+        .unwrap();
+    store.recover();
+    let kept = fill(&store, &full_block(1), [0]);
+    let block = fill(&store, &full_block(2), [0]);
+    let reservation = store.reserve(PAGE_BYTES).unwrap();
+    // Somebody else takes the rest of the disk after the reservation.
+    let intruder = mount_point.join("intruder");
+    let full = std::fs::write(&intruder, vec![1; 32 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    let refused = store.write_page(&block, PageIndex(1), &contents(block.identity(), 1), reservation);
+    assert!(matches!(refused, Err(Error::Io { .. })), "{refused:?}");
+    assert!(block.is_retired() && !kept.is_retired());
+    assert_holds(&store, &kept, [0]);
+    assert_eq!(store.ledger().used_bytes(), DATA_OFFSET + PAGE_BYTES);
+    std::fs::remove_file(&intruder).unwrap();
+    assert_holds(&store, &fill(&store, &full_block(2), 0..PAGES), 0..PAGES);
+}
+
+#[test]
+fn what_cannot_be_removed_stays_in_the_books_and_a_damaged_file_is_never_shown_again() {
+    let disk = Disk::new();
+    let store = disk.open_quota(2 * FULL_CHARGE);
+    let good = fill(&store, &full_block(1), [0]);
+    let bad = fill(&store, &full_block(2), [0, 1]);
+    disk.tamper(&bad, DATA_OFFSET, |bytes| bytes[0] ^= 1);
+    let before = store.ledger().used_bytes();
+    let blocks = disk.v1().join("blocks");
+    let Some(_mount) = grants::Mount::read_only(&blocks, &blocks) else {
+        return;
+    };
+
+    assert!(matches!(
+        store.reserve(2 * FULL_CHARGE),
+        Err(Error::NoSpace { .. })
+    ));
+    assert!(
+        disk.take_events()
+            .iter()
+            .any(|event| matches!(event, Event::Failed(Error::Io { .. })))
+    );
+    assert_eq!(store.ledger().used_bytes(), before);
+    assert!(
+        store.peek(&full_block(1)).is_some(),
+        "what could not make room stays in the cache"
+    );
+    assert_holds(&store, &good, [0]);
+
+    assert!(matches!(read_page(&store, &bad, 0), Err(Error::Corrupt { .. })));
+    assert!(matches!(store.find(&full_block(2)), Err(Error::Io { .. })));
+    assert!(matches!(
+        store.find_or_create(&full_block(2)),
+        Err(Error::Io { .. })
+    ));
+    assert!(matches!(
+        store.grant(&bad, SessionId(1)),
+        Err(Error::Evicted { .. })
+    ));
+    assert_eq!(store.ledger().used_bytes(), before, "the bytes are still there");
+}

@@ -55,7 +55,7 @@ fn check_held(held: &Held, flipped: &HashSet<FileId>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_a_page_is_absent_or_right(ops in prop::collection::vec(op(), 1..60)) {

@@ -243,10 +243,13 @@ fn a_file_that_somebody_else_removed_or_replaced_is_gone_and_not_read() {
         // The one descriptor goes to another block.
         assert_holds(&store, &fill(&store, &full_block(2), [0]), [0]);
         let path = disk.path_of(&block);
-        let copy = std::fs::read(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
+        // Beside it first: a file made after the removal could get the same inode.
+        let copy = disk.directory.path().join("copy");
+        std::fs::copy(&path, &copy).unwrap();
         if replace {
-            std::fs::write(&path, copy).unwrap();
+            std::fs::rename(&copy, &path).unwrap();
+        } else {
+            std::fs::remove_file(&path).unwrap();
         }
         assert!(matches!(read_page(&store, &block, 0), Err(Error::Evicted { .. })));
         assert!(block.is_retired());

@@ -1,7 +1,5 @@
 //! Frame headers.
 
-use super::message::Payload;
-
 /// Size of a frame header in bytes.
 pub const HEADER_BYTES: usize = 12;
 /// Longest control payload.
@@ -163,25 +161,6 @@ impl FrameHeader {
     pub fn has_more(self) -> bool {
         self.flags & FLAG_MORE != 0
     }
-}
-
-/// A whole control frame: header and payload.
-///
-/// Messages are built from values whose lengths are bounded, so a payload fits [`MAX_CONTROL_BYTES`]; senders of lists
-/// (`Used`, `Release`, `DropFiles`) send several messages.
-pub fn encode<M: Payload>(message: &M, flags: u8, request: RequestId) -> Vec<u8> {
-    let mut frame = vec![0; HEADER_BYTES];
-    message.encode(&mut frame);
-    let length = frame.len() - HEADER_BYTES;
-    debug_assert!(length <= MAX_CONTROL_BYTES, "control payload of {length} bytes");
-    let header = FrameHeader {
-        length: length as u32,
-        kind: M::KIND as u8,
-        flags,
-        request,
-    };
-    frame[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
-    frame
 }
 
 /// The prefix of a [`FrameKind::Page`] payload: which page follows, and the word that proves it.

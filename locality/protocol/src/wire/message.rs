@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::codec::{Decode, DecodeError, Encode, structure};
-use super::frame::FrameKind;
+use super::frame::{FrameHeader, FrameKind, HEADER_BYTES, MAX_CONTROL_BYTES, RequestId};
 use crate::block::{BlockIndex, PageSet};
 use crate::ids::{
     BucketName, Epoch, FileId, Generation, Handle, NodeName, ObjectPath, Scheme, SessionId, StoreFingerprint,
@@ -14,6 +14,25 @@ use crate::ids::{
 pub trait Payload: Encode + Decode {
     /// The frame kind that carries it.
     const KIND: FrameKind;
+}
+
+/// A whole control frame: header and payload.
+///
+/// Messages are built from values whose lengths are bounded, so a payload fits [`MAX_CONTROL_BYTES`]; senders of lists
+/// (`Used`, `Release`, `DropFiles`) send several messages.
+pub fn encode<M: Payload>(message: &M, flags: u8, request: RequestId) -> Vec<u8> {
+    let mut frame = vec![0; HEADER_BYTES];
+    message.encode(&mut frame);
+    let length = frame.len() - HEADER_BYTES;
+    debug_assert!(length <= MAX_CONTROL_BYTES, "control payload of {length} bytes");
+    let header = FrameHeader {
+        length: length as u32,
+        kind: M::KIND as u8,
+        flags,
+        request,
+    };
+    frame[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
+    frame
 }
 
 macro_rules! messages {
@@ -197,6 +216,8 @@ messages! {
         length: u64,
         /// Set by peers, who open nothing.
         peer: Option<PeerObject>,
+        /// [`READ_VERIFY`].
+        flags: u32,
     }
 
     /// One-way: what the caller read from files it holds since it last told. An untrusted hint.
@@ -260,6 +281,9 @@ messages! {
 pub const OPEN_NO_GRANT: u32 = 1;
 /// [`Open::flags`]: the caller wants the generation only; nothing is fetched and nothing follows.
 pub const OPEN_NO_DATA: u32 = 2;
+/// [`Read::flags`]: compare what is on disk with its checksums before it is sent. The caller held the file and found it
+/// wanting, or asks for every byte to be compared.
+pub const READ_VERIFY: u32 = 1;
 /// [`Opened::follows`]: nothing (an empty object, [`OPEN_NO_DATA`], [`OPEN_NO_GRANT`], or a session without grants).
 pub const FOLLOWS_NOTHING: u8 = 0;
 /// [`Opened::follows`]: `Granted` for the block at the first range, or a `Bypass` or `Failed` in its place.
@@ -553,10 +577,10 @@ mod tests {
         }
 
         #[test]
-        fn peer_reads_read_as_written_and_never_from_less(path in path(), generation in generation(), offset: u64, length: u64, hops: u8) {
+        fn peer_reads_read_as_written_and_never_from_less(path in path(), generation in generation(), offset: u64, length: u64, hops: u8, flags: u32) {
             let store = StoreIdentity::new("endpoint").unwrap();
             let peer = Some(PeerObject { store, path, generation, hops });
-            round_trip(&Read { handle: Handle(0), offset, length, peer });
+            round_trip(&Read { handle: Handle(0), offset, length, peer, flags });
         }
 
         #[test]
