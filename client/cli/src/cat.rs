@@ -43,6 +43,8 @@ pub(crate) fn run(common: &Common, cat: &Cat) -> Result<(), Failure> {
         })?,
     };
     let length = range.end - range.start;
+    // What follows the first step comes in while that is written.
+    object.prefetch(range.start..range.end.min(range.start.saturating_add(PREFETCH_BYTES)));
     let source = Source {
         object: &object,
         range,
@@ -69,6 +71,9 @@ pub(crate) fn run(common: &Common, cat: &Cat) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+/// Asked for at once, before readahead takes over.
+const PREFETCH_BYTES: u64 = 16 << 20;
 
 /// Whether whoever takes the bytes took them all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

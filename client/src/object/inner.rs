@@ -26,8 +26,10 @@ use crate::stats::{Counters, Stats};
 const FILL_BYTES: u64 = 8 << 20;
 /// Answers to one demand for pages before the block is read inline.
 const FILL_ROUNDS: u32 = 4;
-/// How long a block is read inline after the daemon refused a grant, or a held file proved bad.
-const INLINE_MILLIS: u64 = 1000;
+/// How long a block is read inline after the daemon refused a grant: it may have too many unacknowledged just now.
+const REFUSED_MILLIS: u64 = 100;
+/// How long a block is read inline after its held file proved bad: the daemon finds out meanwhile.
+const BAD_FILE_MILLIS: u64 = 1000;
 
 /// One opened generation, shared by every [`Object`] of it.
 pub(crate) struct Inner {
@@ -156,7 +158,7 @@ impl Inner {
     /// The daemon has no descriptor to give for this block: for a while, do not ask again.
     pub(crate) fn grant_refused(&self, shared: &Shared, block: BlockIndex) {
         let slot = self.table.slot(block);
-        slot.read_inline_until(shared.millis() + INLINE_MILLIS);
+        slot.read_inline_until(shared.millis() + REFUSED_MILLIS);
     }
 
     /// Makes a grant of what the daemon sent, and puts it where readers find it.
@@ -287,7 +289,7 @@ impl Inner {
         of(&shared.counters);
         of(&self.counters);
         slot.distrusted.store(true, Ordering::Relaxed);
-        slot.read_inline_until(shared.millis() + INLINE_MILLIS);
+        slot.read_inline_until(shared.millis() + BAD_FILE_MILLIS);
         let current = slot.grant.load();
         if current
             .as_ref()
@@ -377,7 +379,7 @@ impl Inner {
                 Ok(Some(_)) => {}
                 Ok(None) => return Ok(None),
                 Err(error) if error.refuses_grant() => {
-                    slot.read_inline_until(shared.millis() + INLINE_MILLIS);
+                    slot.read_inline_until(shared.millis() + REFUSED_MILLIS);
                     return Ok(None);
                 }
                 Err(error) => return Err(error),
@@ -535,10 +537,15 @@ impl Inner {
             .block_size()
             .length_of(block, self.generation.size_bytes);
         shared.held.registry.make_room(length, session.max_held_bytes());
+        let Some(permit) = session.begin_asking() else {
+            self.table.slot(block).asked_ahead.store(false, Ordering::Release);
+            return false;
+        };
         let object: Weak<Self> = Arc::downgrade(self);
         let control = Arc::downgrade(session.control());
         let registry = Arc::clone(&shared.held.registry);
         let install = move |outcome: Result<Reply, Error>| {
+            drop(permit);
             let object = object.upgrade();
             if let Ok(Reply::Granted(descriptor)) = outcome
                 && let Some(control) = control.upgrade()

@@ -153,12 +153,7 @@ fn a_session_that_acknowledges_nothing_gets_eight_descriptors_and_is_still_answe
     // Acknowledging more than was sent gains nothing.
     session.acknowledge(u16::MAX);
     for (path, _) in &paths[..8] {
-        held.push(
-            session
-                .open(path, 100_000)
-                .1
-                .expect("all have arrived"),
-        );
+        held.push(session.open(path, 100_000).1.expect("all have arrived"));
     }
     session
         .open(&paths[9].0, 100_000)
