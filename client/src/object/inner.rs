@@ -490,21 +490,22 @@ impl Inner {
         }
     }
 
-    /// Asks the daemon to bring in a range (of one block) that nobody waits for yet. Never waits, never fails.
-    pub(super) fn ask_ahead(self: &Arc<Self>, shared: &Shared, block: BlockIndex, range: Range<u64>) {
+    /// Asks the daemon to bring in a range (of one block) that nobody waits for yet. Never waits.
+    /// False: not now.
+    pub(super) fn ask_ahead(self: &Arc<Self>, shared: &Shared, block: BlockIndex, range: Range<u64>) -> bool {
         let pages = PageSet::covering(range);
         let slot = self.table.slot(block);
         let held = slot.grant.load_full();
         if pages.is_empty() || held.as_ref().is_some_and(|grant| grant.has(pages)) {
-            return;
+            return true;
         }
         let (session, handle) = {
             // A reader that reconnects holds this lock while it waits; readahead does not wait with it.
             let Ok(attachment) = self.attachment.try_lock() else {
-                return;
+                return false;
             };
             if attachment.stale || attachment.session.ended().is_some() {
-                return;
+                return false;
             }
             (Arc::clone(&attachment.session), attachment.handle)
         };
@@ -512,7 +513,7 @@ impl Inner {
         let sent = if held.is_some() || !session.has_grants() {
             session.read_ahead(handle, block, held.map(|grant| grant.layout().file_id), pages)
         } else if slot.asked_ahead.swap(true, Ordering::AcqRel) {
-            return;
+            return true;
         } else {
             self.ask_grant_ahead(shared, &session, handle, block, pages)
         };
@@ -522,6 +523,7 @@ impl Inner {
             &shared.counters.readaheads_dropped
         };
         Counters::add(counter, 1);
+        sent
     }
 
     fn ask_grant_ahead(

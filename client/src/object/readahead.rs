@@ -52,6 +52,11 @@ impl Cursor {
         self.extend(read.end, window, size_bytes)
     }
 
+    /// What was to be asked for could not be from here on; the next read tries again.
+    pub(crate) fn fell_short(&self, asked: u64) {
+        self.ahead.store(asked, Ordering::Relaxed);
+    }
+
     #[cold]
     fn extend(&self, position: u64, window: u64, size_bytes: u64) -> Option<Range<u64>> {
         let target = position
@@ -90,6 +95,20 @@ mod tests {
             Cursor::new().after_read(0..4, WINDOW, 1 << 30),
             None,
             "a magic number"
+        );
+    }
+
+    #[test]
+    fn what_could_not_be_asked_for_is_asked_for_at_the_next_read() {
+        let cursor = Cursor::new();
+        assert_eq!(
+            cursor.after_read(0..1 << 20, WINDOW, 1 << 30),
+            Some(1 << 20..2 * WINDOW)
+        );
+        cursor.fell_short(3 << 20);
+        assert_eq!(
+            cursor.after_read(1 << 20..2 << 20, WINDOW, 1 << 30),
+            Some(3 << 20..2 * WINDOW)
         );
     }
 
