@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use cachelet_protocol::block::{BlockSize, DEFAULT_BLOCK_BYTES};
+use cachelet_protocol::config_text;
 use cachelet_protocol::ids::{NodeName, WorkerUuid};
 use serde::{Deserialize, Serialize};
 
@@ -221,7 +222,7 @@ fn default_peer_timeout() -> Duration {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("cannot read configuration file {path}: {source}")]
+    #[error("cannot read configuration file {path}: {source}; check --config")]
     Read {
         /// The file.
         path: PathBuf,
@@ -229,11 +230,11 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The file is not TOML, or has a key or value that is not known.
-    #[error("configuration file {path}: {message}")]
+    #[error("configuration file {path}: {message} (docs/configuration.md)")]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What the parser says: key, line and expectation.
+        /// Line, key, value and remedy.
         message: String,
     },
     /// A value that cannot be meant.
@@ -282,7 +283,7 @@ impl Config {
     fn from_text(path: &Path, text: &str) -> Result<Self, Error> {
         let config: Self = toml::from_str(text).map_err(|error| Error::Parse {
             path: path.to_owned(),
-            message: error.to_string().trim().to_owned(),
+            message: config_text::problem(text, error.span(), error.message()),
         })?;
         config.validate()?;
         Ok(config)

@@ -39,10 +39,13 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments: Arguments = match start::arguments() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
     let config = match Config::load(&arguments.config) {
         Ok(config) => config,
-        Err(error) => return start::refuse(64, &error),
+        Err(error) => return start::refuse(start::EXIT_USAGE, &error),
     };
     start::log(arguments.log_json);
     if arguments.dump_config {

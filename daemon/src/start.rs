@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::Parser;
+use clap::error::ErrorKind;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -12,6 +14,21 @@ use tracing_subscriber::EnvFilter;
 use crate::app::Addresses;
 use crate::config::Config;
 use crate::origin::Stores;
+
+/// Wrong arguments or configuration: `EX_USAGE` of sysexits.h.
+pub const EXIT_USAGE: u8 = 64;
+
+/// The arguments; else, with help or the reason printed, the exit code.
+pub fn arguments<A: Parser>() -> Result<A, ExitCode> {
+    A::try_parse().map_err(|shown| {
+        // The terminal may be gone; there is nobody to tell then.
+        let _ = shown.print();
+        match shown.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+            _ => ExitCode::from(EXIT_USAGE),
+        }
+    })
+}
 
 /// Logs to standard error; `RUST_LOG` filters, default `info`.
 pub fn log(json: bool) {
@@ -48,7 +65,7 @@ pub fn dump(config: &Config) -> ExitCode {
 pub async fn check_stores(config: &Config) -> ExitCode {
     let stores = match Stores::build(&config.stores) {
         Ok(stores) => stores,
-        Err(error) => return refuse(64, &error),
+        Err(error) => return refuse(EXIT_USAGE, &error),
     };
     let mut good = true;
     for store in stores.iter() {

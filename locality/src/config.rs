@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use cachelet_protocol::config_text;
 use serde::{Deserialize, Serialize};
 
 /// All settings. Each has a default; [`FIELDS`] documents them one by one.
@@ -139,11 +140,11 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The file is no TOML, has an unknown key, or a value of the wrong type.
-    #[error("cannot understand the configuration file {path}: {message}")]
+    #[error("cannot understand the configuration file {path}: {message} (--dump-config shows every key)")]
     Parse {
         /// The file.
         path: String,
-        /// Where and what, in several lines.
+        /// Line, key, value and remedy.
         message: String,
     },
     /// A value is out of its range.
@@ -192,7 +193,7 @@ impl Config {
         })?;
         toml::from_str(&text).map_err(|error| Error::Parse {
             path: shown,
-            message: error.to_string().trim_end().to_owned(),
+            message: config_text::problem(&text, error.span(), error.message()),
         })
     }
 

@@ -53,7 +53,7 @@ impl BlockStore {
         });
         let outcome = self.end_write(block, page, reservation, written);
         if outcome.is_ok() {
-            self.emit_residency(block, before);
+            self.emit_residency(block, before, false);
         }
         drop(writer);
         if let Err(Error::Io { .. }) = outcome {

@@ -254,7 +254,7 @@ fn a_passing_fault_of_the_origin_costs_a_retry_and_never_a_wrong_byte() {
             Ok(bytes) => assert_content(seed, 0, &bytes),
             // The origin said something else than was asked, which is not taken for a passing weakness.
             Err(error) if matches!(fault, Fault::WrongEtag | Fault::WrongRange) => {
-                assert_typed(&error, fault)
+                assert_typed(&error, fault);
             }
             Err(error) => panic!("{fault:?}: {error}"),
         }
