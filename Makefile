@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-min test bench lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts \
-        soak fmt clean release-binaries s3-servers
+        soak fmt clean release-binaries s3-servers strace
 
 # TPC-H scale factor of the demo's data, and the seconds for each fuzz target.
 SF ?= 0.1
@@ -24,7 +24,7 @@ demo: release-binaries ## Read TPC-H through a two-node cluster in front of a re
 demo-min: release-binaries ## The same without an S3 server: a directory is the store
 	@$(BIN)/cachelet-demo --minimal $(if $(filter-out 0,$(KEEP)),--keep)
 
-test: s3-servers ## Run all tests, against real processes and real S3 servers
+test: s3-servers strace ## Run all tests, against real processes and real S3 servers
 	cargo build --workspace --bins --locked
 	cargo test --workspace --locked
 
@@ -61,6 +61,10 @@ clean: ## Remove what was built here (not the cache)
 
 release-binaries:
 	cargo build --release --workspace --bins --locked
+
+# A test counts the system calls of a read.
+strace:
+	@scripts/system-package strace
 
 s3-servers:
 	@scripts/s3-server install s3proxy

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use cachelet_protocol::block::{BlockIndex, PageSet};
+use cachelet_protocol::block::{BlockIndex, PAGE_BYTES, PageSet};
 use cachelet_protocol::ids::FileId;
 use cachelet_protocol::wire::UsedFile;
 
@@ -32,6 +32,31 @@ struct GrowingPages {
 }
 
 impl GrowingPages {
+    /// Whether it has the pages from `first` to `last`. Most reads lie within one page.
+    #[inline]
+    fn has(&self, first: u32, last: u32) -> bool {
+        if first == last {
+            self.half(first).load(Ordering::Acquire) >> (first % 64) & 1 == 1
+        } else {
+            self.get().contains_all(PageSet::span(first..last + 1))
+        }
+    }
+
+    /// Adds the pages from `first` to `last`.
+    #[inline]
+    fn touch(&self, first: u32, last: u32) {
+        if first != last {
+            self.add(PageSet::span(first..last + 1));
+        } else if self.half(first).load(Ordering::Relaxed) >> (first % 64) & 1 == 0 {
+            self.half(first).fetch_or(1 << (first % 64), Ordering::AcqRel);
+        }
+    }
+
+    #[inline]
+    fn half(&self, page: u32) -> &AtomicU64 {
+        if page < 64 { &self.low } else { &self.high }
+    }
+
     fn get(&self) -> PageSet {
         let low = u128::from(self.low.load(Ordering::Acquire));
         let high = u128::from(self.high.load(Ordering::Acquire));
@@ -138,6 +163,15 @@ impl Grant {
         self.present.get().contains_all(pages)
     }
 
+    /// Whether the pages of a range of the block (not empty, within it) are present.
+    #[inline]
+    pub(crate) fn covers(&self, offset: u64, length: u64) -> bool {
+        self.present.has(
+            (offset / PAGE_BYTES) as u32,
+            ((offset + length - 1) / PAGE_BYTES) as u32,
+        )
+    }
+
     pub(crate) fn present(&self) -> PageSet {
         self.present.get()
     }
@@ -180,10 +214,14 @@ impl Grant {
         Ok(())
     }
 
-    /// Counts bytes that a reader got from it.
-    pub(crate) fn used(&self, bytes: u64, pages: PageSet) {
-        self.lease.used_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.lease.touched.add(pages);
+    /// Counts bytes that a reader got from a range (not empty).
+    #[inline]
+    pub(crate) fn used(&self, offset: u64, length: u64) {
+        self.lease.used_bytes.fetch_add(length, Ordering::Relaxed);
+        let last = (offset + length - 1) / PAGE_BYTES;
+        self.lease
+            .touched
+            .touch((offset / PAGE_BYTES) as u32, last as u32);
     }
 
     pub(crate) fn used_bytes(&self) -> u64 {

@@ -81,19 +81,32 @@ impl Object {
             Counters::add(&self.shared.counters.local_bytes, length);
             return Ok(buf.len());
         }
-        let mut rest = buf;
-        for (block, part) in self.inner.table.block_size().split(range.clone()) {
-            let (now, later) = std::mem::take(&mut rest).split_at_mut((part.end - part.start) as usize);
-            rest = later;
-            if !self.inner.read_held(&self.shared, block, now, part.start) {
-                self.inner.fetch(&self.shared, block, now, part.start)?;
-            }
+        if let Some((block, start)) = self.inner.table.within_one(offset, length)
+            && self.inner.read_held(&self.shared, block, buf, start)
+        {
+            // The common case ends here, but for readahead.
+        } else {
+            self.read_blocks(buf, range.clone())?;
         }
         let window = self.shared.options.readahead_bytes;
         if let Some(ahead) = self.cursor.after_read(range, window, size_bytes) {
             self.prefetch(ahead);
         }
         Ok(length as usize)
+    }
+
+    /// Reads block by block, and what is missing from the daemon.
+    #[cold]
+    fn read_blocks(&self, buf: &mut [u8], range: Range<u64>) -> Result<(), Error> {
+        let mut rest = buf;
+        for (block, part) in self.inner.table.block_size().split(range) {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut((part.end - part.start) as usize);
+            rest = later;
+            if !self.inner.read_held(&self.shared, block, now, part.start) {
+                self.inner.fetch(&self.shared, block, now, part.start)?;
+            }
+        }
+        Ok(())
     }
 
     /// Reads exactly `buf.len()` bytes at `offset`.

@@ -21,7 +21,7 @@ use crate::config::{self, Config, Environment, Grants, Identity};
 use crate::fill::{Filler, Peers};
 use crate::metrics::{CacheLabels, CacheState, Metrics, ReadPath, Source};
 use crate::origin::{self, Stores};
-use crate::report::{Holders, Reporter};
+use crate::report::{BlockChange, Holders, Reporter};
 use crate::serve::{Context, Limits, LocalSocket, Server, SessionTable, SocketError};
 use crate::store::{self, BlockStore, Event, GrantPolicy};
 
@@ -412,7 +412,7 @@ async fn distribute(
         };
         match event {
             None => return,
-            Some(Event::BlockChanged { identity, .. }) => {
+            Some(Event::BlockChanged { identity, found, .. }) => {
                 if let Some(reporter) = &reporter {
                     // Events of one block may overtake each other: the store knows what holds now.
                     let residency = store
@@ -420,7 +420,12 @@ async fn distribute(
                         .map(|block| block.residency())
                         .unwrap_or_default();
                     let object = identity.object();
-                    reporter.block_changed(object.name(), object.generation(), identity.index(), residency);
+                    let change = BlockChange {
+                        block: identity.index(),
+                        residency,
+                        found,
+                    };
+                    reporter.block_changed(object.name(), object.generation(), change);
                 }
             }
             Some(Event::Evicted {

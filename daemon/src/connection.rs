@@ -204,44 +204,19 @@ impl FrameWriter {
         .await?
     }
 
-    /// Sends a frame whose payload ends with `length` bytes of a file from `offset` on, without copying them through
-    /// this process. Takes a thread of the blocking pool meanwhile: the file may have to be read from a disk.
+    /// Sends frames whose payloads end with ranges of a file, without copying them through this process. Takes a thread of
+    /// the blocking pool meanwhile, once for all of them: the file may have to be read from a disk.
     pub(crate) async fn send_file(
-        self: &Arc<Self>,
-        head: Vec<u8>,
+        &self,
         file: Arc<impl AsFd + Send + Sync + 'static>,
-        offset: u64,
-        length: u64,
+        frames: Vec<FileFrame>,
     ) -> io::Result<()> {
         let _turn = self.turn.lock().await;
         let stream = Arc::clone(&self.stream);
         let work = move || {
-            let mut sent = 0;
-            while sent < head.len() {
-                match nix::sys::socket::send(
-                    stream.as_fd().as_raw_fd(),
-                    &head[sent..],
-                    nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
-                ) {
-                    Ok(count) => sent += count,
-                    Err(errno) => wait_if_full(&stream, errno)?,
-                }
-            }
-            let mut position = i64::try_from(offset).map_err(io::Error::other)?;
-            let mut left = length;
-            while left > 0 {
-                match sendfile64(
-                    stream.as_fd(),
-                    (*file).as_fd(),
-                    Some(&mut position),
-                    left as usize,
-                ) {
-                    Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
-                    Ok(count) => left -= count as u64,
-                    Err(errno) => wait_if_full(&stream, errno)?,
-                }
-            }
-            Ok(())
+            frames
+                .iter()
+                .try_for_each(|frame| send_file_frame(&stream, (*file).as_fd(), frame))
         };
         tokio::task::spawn_blocking(work)
             .await
@@ -259,6 +234,41 @@ impl FrameWriter {
         }
         Ok(())
     }
+}
+
+/// A frame whose payload ends with a range of a file.
+#[derive(Debug)]
+pub(crate) struct FileFrame {
+    /// The header, and what of the payload comes before the file's bytes.
+    pub(crate) head: Vec<u8>,
+    /// Where the range begins in the file.
+    pub(crate) offset: u64,
+    /// Its length in bytes.
+    pub(crate) length: u64,
+}
+
+fn send_file_frame(stream: &Stream, file: BorrowedFd<'_>, frame: &FileFrame) -> io::Result<()> {
+    let mut sent = 0;
+    while sent < frame.head.len() {
+        match nix::sys::socket::send(
+            stream.as_fd().as_raw_fd(),
+            &frame.head[sent..],
+            nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
+        ) {
+            Ok(count) => sent += count,
+            Err(errno) => wait_if_full(stream, errno)?,
+        }
+    }
+    let mut position = i64::try_from(frame.offset).map_err(io::Error::other)?;
+    let mut left = frame.length;
+    while left > 0 {
+        match sendfile64(stream.as_fd(), file, Some(&mut position), left as usize) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => left -= count as u64,
+            Err(errno) => wait_if_full(stream, errno)?,
+        }
+    }
+    Ok(())
 }
 
 /// Waits until a full socket takes bytes again; any other error is final.
@@ -370,11 +380,13 @@ mod tests {
             receiver.read_exact(&mut all).unwrap();
             all
         });
-        let writer = Arc::new(FrameWriter::new(stream));
-        writer
-            .send_file(b"head".to_vec(), Arc::new(file), 500_000, 2_000_000)
-            .await
-            .unwrap();
+        let writer = FrameWriter::new(stream);
+        let frame = FileFrame {
+            head: b"head".to_vec(),
+            offset: 500_000,
+            length: 2_000_000,
+        };
+        writer.send_file(Arc::new(file), vec![frame]).await.unwrap();
         let all = receiving.join().unwrap();
         assert_eq!(&all[..4], b"head");
         assert!(all[4..] == content[500_000..2_500_000]);

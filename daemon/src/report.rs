@@ -47,6 +47,17 @@ impl std::fmt::Debug for Reporter {
     }
 }
 
+/// What became of a block here.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockChange {
+    /// The block's place in its object.
+    pub block: BlockIndex,
+    /// How much of it is held now.
+    pub residency: Residency,
+    /// It was found on disk rather than filled: nobody confirmed its generation.
+    pub found: bool,
+}
+
 struct Shared {
     inventory: Mutex<Inventory>,
     registration: grpc::Register,
@@ -70,20 +81,23 @@ impl Reporter {
     }
 
     /// Says what is held of a block now.
-    pub fn block_changed(
-        &self,
-        name: &ObjectName,
-        generation: &Generation,
-        block: BlockIndex,
-        residency: Residency,
-    ) {
-        let now_unix_ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_millis() as u64;
-        self.shared
-            .inventory()
-            .set(name, generation, block, residency, now_unix_ms);
+    pub fn block_changed(&self, name: &ObjectName, generation: &Generation, change: BlockChange) {
+        // What was found on disk may be an old generation: it must not pass for the newest one.
+        let confirmed_unix_ms = if change.found {
+            0
+        } else {
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_millis() as u64
+        };
+        self.shared.inventory().set(
+            name,
+            generation,
+            change.block,
+            change.residency,
+            confirmed_unix_ms,
+        );
     }
 
     /// Sends a heartbeat on every stream at once.

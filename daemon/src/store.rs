@@ -130,6 +130,8 @@ pub enum Event {
         identity: BlockIdentity,
         /// How much of it is here now.
         residency: Residency,
+        /// Its file was found on disk: that says nothing about whether its generation is still the newest.
+        found: bool,
     },
     /// A file left the cache. Who holds it should close it.
     Evicted {

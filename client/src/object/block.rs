@@ -41,6 +41,8 @@ type Segment = Box<[Slot; SLOTS_PER_SEGMENT]>;
 /// The slots of one object.
 pub(crate) struct Table {
     block_size: BlockSize,
+    /// The block size's logarithm: a division costs as much as all else that a read does besides its system call.
+    shift: u32,
     segments: Box<[OnceLock<Segment>]>,
 }
 
@@ -51,12 +53,21 @@ impl Table {
         let segments = (0..blocks.div_ceil(SLOTS_PER_SEGMENT)).map(|_| OnceLock::new());
         Self {
             block_size,
+            shift: block_size.bytes().trailing_zeros(),
             segments: segments.collect(),
         }
     }
 
     pub(crate) fn block_size(&self) -> BlockSize {
         self.block_size
+    }
+
+    /// The block that holds all of a range, and where the range begins in it; `None` if it spans several.
+    #[inline]
+    pub(crate) fn within_one(&self, offset: u64, length: u64) -> Option<(BlockIndex, u64)> {
+        let start = offset & (self.block_size.bytes() - 1);
+        let block = BlockIndex((offset >> self.shift) as u32);
+        (start + length <= self.block_size.bytes()).then_some((block, start))
     }
 
     /// The slot of a block, if it was ever touched.

@@ -247,8 +247,7 @@ impl Inner {
         let Some(grant) = guard.as_ref() else {
             return false;
         };
-        let pages = PageSet::covering(offset..offset + buf.len() as u64);
-        grant.has(pages) && self.read_grant(shared, slot, grant, buf, offset, pages)
+        grant.covers(offset, buf.len() as u64) && self.read_grant(shared, slot, grant, buf, offset)
     }
 
     /// One read on a held descriptor. On false the grant was closed: it gave no bytes, or wrong ones.
@@ -260,7 +259,6 @@ impl Inner {
         grant: &Arc<Grant>,
         buf: &mut [u8],
         offset: u64,
-        pages: PageSet,
     ) -> bool {
         let result = if shared.options.verify_reads {
             verify::read(grant, buf, offset)
@@ -269,7 +267,7 @@ impl Inner {
         };
         match result {
             Ok(()) => {
-                grant.used(buf.len() as u64, pages);
+                grant.used(offset, buf.len() as u64);
                 true
             }
             Err(unverified) => {
@@ -333,7 +331,7 @@ impl Inner {
         let pages = PageSet::covering(range.clone());
         let slot = self.table.slot(block);
         if let Some(grant) = self.ensure(shared, slot, block, pages)?
-            && self.read_grant(shared, slot, &grant, buf, range.start, pages)
+            && self.read_grant(shared, slot, &grant, buf, range.start)
         {
             return Ok(());
         }

@@ -44,7 +44,7 @@ impl Inventory {
         generation: &Generation,
         block: BlockIndex,
         residency: Residency,
-        now_unix_ms: u64,
+        confirmed_unix_ms: u64,
     ) {
         let (index, place) = SegmentResidency::place(block);
         let key = SegmentKey {
@@ -54,14 +54,14 @@ impl Inventory {
         };
         let state = self.segments.entry(key.clone()).or_insert(SegmentState {
             residency: SegmentResidency::default(),
-            confirmed_unix_ms: now_unix_ms,
+            confirmed_unix_ms,
         });
         if state.residency.get(place) == residency && !state.residency.is_empty() {
             return;
         }
         // Only what comes in confirms a generation; an eviction says nothing about it.
         if residency > state.residency.get(place) {
-            state.confirmed_unix_ms = now_unix_ms;
+            state.confirmed_unix_ms = state.confirmed_unix_ms.max(confirmed_unix_ms);
         }
         state.residency.set(place, residency);
         if state.residency.is_empty() {
@@ -148,6 +148,17 @@ mod tests {
             low_bits: segment.low_bits,
             high_bits: segment.high_bits,
         }
+    }
+
+    #[test]
+    fn what_was_found_on_disk_confirms_no_generation_and_what_is_filled_does() {
+        let mut inventory = Inventory::default();
+        let subscription = inventory.subscribe();
+        inventory.set(&name(1), &generation(1), BlockIndex(0), Residency::All, 0);
+        assert_eq!(inventory.everything(subscription)[0].confirmed_unix_ms, 0);
+        inventory.set(&name(1), &generation(1), BlockIndex(1), Residency::All, 9);
+        inventory.set(&name(1), &generation(1), BlockIndex(2), Residency::All, 0);
+        assert_eq!(inventory.everything(subscription)[0].confirmed_unix_ms, 9);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::Context;
 use super::refusal::{Broken, Refusal, unknown_handle};
 use super::session::Session;
 use super::welcome::welcome;
-use crate::connection::{FrameReader, FrameWriter};
+use crate::connection::{FileFrame, FrameReader, FrameWriter};
 use crate::fill::{self, Filled, OpenObject};
 use crate::metrics::ReadPath;
 use crate::store::{BlockIdentity, BlockStore, DATA_OFFSET};
@@ -253,6 +253,9 @@ impl Reply<'_> {
     /// What a window of a block is sent from. An error means that the file is gone or, with `verify`, that it was found
     /// damaged and set aside: either way the block gets another one.
     async fn held(&self, filled: &Filled, within: Range<u64>, verify: bool) -> Result<Held, fill::Error> {
+        if !verify && let Some(file) = self.context.store.open_file(&filled.block) {
+            return Ok(Held::File(file));
+        }
         let block = Arc::clone(&filled.block);
         let work = move |store: &BlockStore| {
             if !verify {
@@ -281,17 +284,18 @@ impl Reply<'_> {
                 self.writer.send(&frame).await?;
             }
             Held::File(file) => {
-                let mut sent = within.start;
-                while sent < within.end {
-                    let length = (within.end - sent).min(FRAME_BYTES);
-                    let more = block_start + sent + length < end;
+                let starts = (within.start..within.end).step_by(FRAME_BYTES as usize);
+                let frames = starts.map(|start| {
+                    let length = (within.end - start).min(FRAME_BYTES);
+                    let more = block_start + start + length < end;
                     let head = self.head(FrameKind::Data, length as usize, more);
-                    let offset = DATA_OFFSET + sent;
-                    self.writer
-                        .send_file(head, Arc::clone(&file), offset, length)
-                        .await?;
-                    sent += length;
-                }
+                    FileFrame {
+                        head,
+                        offset: DATA_OFFSET + start,
+                        length,
+                    }
+                });
+                self.writer.send_file(file, frames.collect()).await?;
             }
         }
         Ok(())

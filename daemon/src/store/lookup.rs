@@ -171,7 +171,7 @@ impl BlockStore {
         if expected.is_some() {
             self.inner.descriptors.keep(file_id, Arc::new(found.file));
         }
-        self.emit_residency(&block, Residency::None);
+        self.emit_residency(&block, Residency::None, true);
         Ok(Some(block))
     }
 
@@ -230,12 +230,13 @@ impl BlockStore {
     }
 
     /// Says how much of a block is here, if that is not what it was.
-    pub(super) fn emit_residency(&self, block: &Block, before: Residency) {
+    pub(super) fn emit_residency(&self, block: &Block, before: Residency, found: bool) {
         let residency = block.residency();
         if residency != before {
             self.emit(Event::BlockChanged {
                 identity: block.identity().clone(),
                 residency,
+                found,
             });
         }
     }
@@ -247,6 +248,7 @@ impl BlockStore {
             self.emit(Event::BlockChanged {
                 identity,
                 residency: Residency::None,
+                found: false,
             });
         }
     }

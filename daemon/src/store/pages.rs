@@ -53,7 +53,7 @@ impl BlockStore {
         });
         let outcome = self.end_write(block, page, reservation, written);
         if outcome.is_ok() {
-            self.emit_residency(block, before);
+            self.emit_residency(block, before, false);
         }
         drop(writer);
         if let Err(Error::Io { .. }) = outcome {
@@ -105,6 +105,15 @@ impl BlockStore {
     /// if it has to be opened again.
     pub fn file(&self, block: &Arc<Block>) -> Result<Arc<File>, Error> {
         self.file_of(block)
+    }
+
+    /// The same descriptor, if it is open. Cheap.
+    pub fn open_file(&self, block: &Block) -> Option<Arc<File>> {
+        if block.is_retired() {
+            None
+        } else {
+            self.inner.descriptors.get(block.file_id())
+        }
     }
 
     /// The word of a page as it is on disk, zero if the page is absent: what a peer is told beside the bytes.

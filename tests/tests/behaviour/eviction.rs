@@ -184,14 +184,14 @@ fn an_evicted_block_stays_readable_through_its_descriptor_and_is_charged_until_t
 
 #[test]
 fn readers_of_more_than_the_cache_holds_get_every_byte_right() {
+    const OBJECTS: u64 = 8;
+    const SIZE: u64 = 7 * MIB + 4321;
     let (bucket, cluster) = over_s3();
     let mut cluster = cluster
         .without_service()
         .quota("24MiB")
         .block_size("4MiB")
         .start();
-    const OBJECTS: u64 = 8;
-    const SIZE: u64 = 7 * MIB + 4321;
     let paths: Arc<Vec<String>> = Arc::new(
         (0..OBJECTS)
             .map(|number| put(&bucket, &format!("object {number}"), 120 + number, SIZE).0)

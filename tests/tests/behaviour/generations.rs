@@ -1,24 +1,26 @@
 //! An open stream is one generation of an object, whatever happens to the object.
 
 use std::fs;
+use std::thread;
 use std::time::Duration;
 
 use cachelet_client::{Error, OpenRequest};
 use cachelet_protocol::ids::{Etag, Generation};
 use cachelet_protocol::wire::BypassReason;
-use cachelet_tests::{Cluster, TestDir, deterministic_bytes, wait_until};
+use cachelet_tests::{Cluster, FaultProxy, S3Server, TestDir, deterministic_bytes, wait_until};
 
 use super::support::{
-    MIB, assert_content, client_of, exact_client_of, generation_of, open, open_stored, over_s3, put,
-    read_all, read_range, sha256_through,
+    DEADLINE, MIB, assert_content, client_of, exact_client_of, generation_of, open, open_stored, over_s3,
+    put, read_all, read_range, sha256_through,
 };
 
 #[track_caller]
-fn assert_changed<T: std::fmt::Debug>(result: Result<T, Error>, what: &str) {
-    assert!(
-        matches!(result, Err(Error::ObjectChanged { .. })),
-        "{what}: {result:?}"
-    );
+fn assert_changed<T>(result: Result<T, Error>, what: &str) {
+    match result {
+        Err(Error::ObjectChanged { .. }) => {}
+        Err(error) => panic!("{what}: {error}"),
+        Ok(_) => panic!("{what}: bytes came"),
+    }
 }
 
 #[test]
@@ -82,6 +84,42 @@ fn a_stream_over_an_overwritten_object_gives_its_own_bytes_or_says_that_the_obje
             &read_range(&stream, 0..MIB).expect("an open stream does not move on"),
         );
     }
+}
+
+#[test]
+fn an_object_overwritten_while_its_pages_are_asked_for_gives_no_page_of_the_new_one() {
+    let server = S3Server::shared();
+    let (bucket, proxy) = (server.bucket(), FaultProxy::start(server.address()));
+    let mut cluster = Cluster::of(&proxy.endpoint())
+        .caller_authorization()
+        .without_service()
+        .block_size("4MiB")
+        .start();
+    let (path, old) = put(&bucket, "in flight", 15, 4 * MIB);
+    let streams: Vec<_> = (0..4)
+        .map(|_| open_stored(&exact_client_of(cluster.worker(0)), &path, &old).expect("it exists"))
+        .collect();
+    let hold = proxy.hold();
+    let readers: Vec<_> = (0..)
+        .zip(streams)
+        .map(|(page, stream)| thread::spawn(move || read_range(&stream, page * MIB..(page + 1) * MIB)))
+        .collect();
+    wait_until(DEADLINE, "all four fetches wait at the origin", || {
+        hold.waiting() == 4
+    });
+    let (_, new) = put(&bucket, "in flight", 16, 4 * MIB);
+    drop(hold);
+    for reader in readers {
+        assert_changed(
+            reader.join().expect("it does not panic"),
+            "a page of the old generation",
+        );
+    }
+    // Nothing of the new one was filed under the old one, and the new one is read like any other.
+    let stale = open_stored(&client_of(cluster.worker(0)), &path, &old).and_then(|stream| read_all(&stream));
+    assert_changed(stale, "the old generation");
+    let stream = open_stored(&client_of(cluster.worker(0)), &path, &new).expect("it exists");
+    assert_content(16, 0, &read_all(&stream).expect("it can be read"));
 }
 
 #[test]

@@ -152,13 +152,8 @@ fn a_session_that_acknowledges_nothing_gets_eight_descriptors_and_is_still_answe
     assert_eq!(refused.reason, BypassReason::NoGrant);
     // Acknowledging more than was sent gains nothing.
     session.acknowledge(u16::MAX);
-    for number in 0..8 {
-        held.push(
-            session
-                .open(&paths[number].0, 100_000)
-                .1
-                .expect("all have arrived"),
-        );
+    for (path, _) in &paths[..8] {
+        held.push(session.open(path, 100_000).1.expect("all have arrived"));
     }
     session
         .open(&paths[9].0, 100_000)

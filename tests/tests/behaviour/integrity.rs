@@ -55,9 +55,9 @@ fn resize(path: &Path, by: i64) {
 
 #[test]
 fn damage_is_found_before_the_first_grant_after_a_crash_set_aside_and_refetched() {
+    const SIZE: u64 = 2 * MIB + 100;
     let (bucket, cluster) = over_s3();
     let mut cluster = cluster.without_service().block_size("4MiB").start();
-    const SIZE: u64 = 2 * MIB + 100;
     let keys = [
         "header",
         "word",
@@ -254,7 +254,7 @@ fn a_passing_fault_of_the_origin_costs_a_retry_and_never_a_wrong_byte() {
             Ok(bytes) => assert_content(seed, 0, &bytes),
             // The origin said something else than was asked, which is not taken for a passing weakness.
             Err(error) if matches!(fault, Fault::WrongEtag | Fault::WrongRange) => {
-                assert_typed(&error, fault)
+                assert_typed(&error, fault);
             }
             Err(error) => panic!("{fault:?}: {error}"),
         }

@@ -31,6 +31,7 @@ fn cached_reads_are_as_many_preads_on_the_granted_descriptor_and_no_other_system
     let (path, _) = put(&bucket, "traced", 50, SIZE);
     let dir = TestDir::new("trace");
     let trace = dir.join("trace");
+    // `make test` installs it.
     Process::command("strace")
         // All threads, and descriptors with the paths they were opened by.
         .args(["--follow-forks", "--decode-fds=path", "--output"])

@@ -165,7 +165,9 @@ fn residency_is_told_when_it_changes_and_only_then() {
         .take_events()
         .into_iter()
         .filter_map(|event| match event {
-            Event::BlockChanged { identity, residency } => {
+            Event::BlockChanged {
+                identity, residency, ..
+            } => {
                 assert_eq!(&identity, block.identity());
                 Some(residency)
             }
