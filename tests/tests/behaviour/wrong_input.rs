@@ -74,103 +74,106 @@ fn assert_one_line(finished: &Finished, code: i32, parts: &[&str]) {
     }
 }
 
+const QUOTA: &str = "quota = \"1GiB\"";
+const STORE: &str = "kind = \"file\"";
+const DIRECTORY: &str = "kind = \"file\"\nroot";
+
+/// What becomes what in a good configuration, and what the refusal says.
+const WRONG_CONFIGURATIONS: &[(&str, &str, &[&str])] = &[
+    (
+        QUOTA,
+        "quotta = \"1GiB\"",
+        &[
+            "line 6: quotta = \"1GiB\"",
+            "unknown field `quotta`",
+            "`quota`",
+            "remove it",
+        ],
+    ),
+    (
+        QUOTA,
+        "quota = \"lots\"",
+        &["quota = \"lots\"", "such as \"512MiB\"", "correct it"],
+    ),
+    (QUOTA, "quota = \"1KiB\"", &["cache.quota = 1.0 KiB", "at least"]),
+    (
+        QUOTA,
+        "quota = \"1GiB\"\nblock_size = \"3MiB\"",
+        &["cache.block_size = 3.0 MiB", "power of two"],
+    ),
+    (
+        QUOTA,
+        "quota = \"1GiB\"\nmin_free_percent = 1",
+        &["min_free_percent", "duplicate key", "keep one"],
+    ),
+    (QUOTA, "quota = \"1GiB", &["line 6: quota = \"1GiB", "correct it"]),
+    (
+        "min_free_percent = 1",
+        "min_free_percent = 99",
+        &["cache.min_free_percent = 99", "no room"],
+    ),
+    (
+        "grants = \"unprotected\"",
+        "grants = \"maybe\"",
+        &["grants = \"maybe\"", "`required` or `unprotected`"],
+    ),
+    (
+        "[local]\nsocket_dir",
+        "[locl]\nsocket_dir",
+        &["[locl]", "unknown field `locl`", "`local`"],
+    ),
+    (
+        "[cache]\ndirectory",
+        "[cache]\n#",
+        &["[cache]", "missing field `directory`", "add it"],
+    ),
+    ("[[store]]", "[admin.x]", &["admin", "unknown field `x`"]),
+    (
+        STORE,
+        "kind = \"file\"\nbuckets = [\"lake*\"]",
+        &["store \"data\"", "buckets = \"lake*\"", "one by one"],
+    ),
+    (
+        STORE,
+        "kind = \"s3\"\nbuckets = [\"a*b\"]",
+        &["store \"data\"", "buckets = \"a*b\"", "at its end"],
+    ),
+    (
+        DIRECTORY,
+        "kind = \"s3\"\n#",
+        &["store \"data\"", "region = (unset)", "set it", "eu-west-1"],
+    ),
+    (
+        DIRECTORY,
+        "kind = \"s3\"\nendpoint = \"http://s3.example.com\"\n#",
+        &["endpoint = \"http://s3.example.com\"", "https://", "allow_http"],
+    ),
+    (
+        STORE,
+        "kind = \"s3\"\nsecret_access_key = \"hunter2\"",
+        &[
+            "unknown field `secret_access_key`",
+            "(not shown)",
+            "`secret_access_key_file`",
+        ],
+    ),
+    (
+        STORE,
+        "kind = \"file\"\nrequest_timeout = \"1 parsec\"",
+        &["1 parsec", "such as \"500ms\""],
+    ),
+    (
+        "[remote]",
+        "[locality]\nservice = \"cachelet:7071\"\n[remote]",
+        &["locality.service = cachelet:7071", "http://"],
+    ),
+];
+
 #[test]
 fn a_daemon_refuses_a_configuration_with_key_value_and_remedy_and_binds_nothing() {
     let dir = TestDir::new("wi");
-    let quota = "quota = \"1GiB\"";
-    let store = "kind = \"file\"";
-    let directory = "kind = \"file\"\nroot";
     let long = format!("socket_dir = \"/{}\"", "d".repeat(120));
-    let cases: &[(&str, &str, &[&str])] = &[
-        (
-            quota,
-            "quotta = \"1GiB\"",
-            &[
-                "line 6: quotta = \"1GiB\"",
-                "unknown field `quotta`",
-                "`quota`",
-                "remove it",
-            ],
-        ),
-        (
-            quota,
-            "quota = \"lots\"",
-            &["quota = \"lots\"", "such as \"512MiB\"", "correct it"],
-        ),
-        (quota, "quota = \"1KiB\"", &["cache.quota = 1.0 KiB", "at least"]),
-        (
-            quota,
-            "quota = \"1GiB\"\nblock_size = \"3MiB\"",
-            &["cache.block_size = 3.0 MiB", "power of two"],
-        ),
-        (
-            quota,
-            "quota = \"1GiB\"\nmin_free_percent = 1",
-            &["min_free_percent", "duplicate key", "keep one"],
-        ),
-        (quota, "quota = \"1GiB", &["line 6: quota = \"1GiB", "correct it"]),
-        (
-            "min_free_percent = 1",
-            "min_free_percent = 99",
-            &["cache.min_free_percent = 99", "no room"],
-        ),
-        (
-            "grants = \"unprotected\"",
-            "grants = \"maybe\"",
-            &["grants = \"maybe\"", "`required` or `unprotected`"],
-        ),
-        (
-            "[local]\nsocket_dir",
-            "[locl]\nsocket_dir",
-            &["[locl]", "unknown field `locl`", "`local`"],
-        ),
-        (
-            "[cache]\ndirectory",
-            "[cache]\n#",
-            &["[cache]", "missing field `directory`", "add it"],
-        ),
-        ("[[store]]", "[admin.x]", &["admin", "unknown field `x`"]),
-        (
-            store,
-            "kind = \"file\"\nbuckets = [\"lake*\"]",
-            &["store \"data\"", "buckets = \"lake*\"", "one by one"],
-        ),
-        (
-            store,
-            "kind = \"s3\"\nbuckets = [\"a*b\"]",
-            &["store \"data\"", "buckets = \"a*b\"", "at its end"],
-        ),
-        (
-            directory,
-            "kind = \"s3\"\n#",
-            &["store \"data\"", "region = (unset)", "set it", "eu-west-1"],
-        ),
-        (
-            directory,
-            "kind = \"s3\"\nendpoint = \"http://s3.example.com\"\n#",
-            &["endpoint = \"http://s3.example.com\"", "https://", "allow_http"],
-        ),
-        (
-            store,
-            "kind = \"s3\"\nsecret_access_key = \"hunter2\"",
-            &[
-                "unknown field `secret_access_key`",
-                "(not shown)",
-                "`secret_access_key_file`",
-            ],
-        ),
-        (
-            store,
-            "kind = \"file\"\nrequest_timeout = \"1 parsec\"",
-            &["1 parsec", "such as \"500ms\""],
-        ),
-        (
-            "[remote]",
-            "[locality]\nservice = \"cachelet:7071\"\n[remote]",
-            &["locality.service = cachelet:7071", "http://"],
-        ),
-    ];
-    for (from, to, parts) in cases {
+    for (from, to, parts) in WRONG_CONFIGURATIONS {
         for argument in ["--check-config", ""] {
             let finished = run_daemon_with(&dir, from, to, argument);
             assert_one_line(&finished, USAGE, parts);
