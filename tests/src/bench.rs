@@ -13,6 +13,7 @@ mod report;
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -194,10 +195,10 @@ fn request(path: &str) -> OpenRequest {
     )
 }
 
-/// Reads all of `object` in pieces of `buffer`'s size.
-fn read_all(object: &Object, buffer: &mut [u8]) {
-    let mut offset = 0;
-    while offset < object.size_bytes() {
+/// Reads `range` of `object`, `buffer` by `buffer`.
+fn read_range(object: &Object, range: Range<u64>, buffer: &mut [u8]) {
+    let mut offset = range.start;
+    while offset < range.end {
         let read = object
             .read_at(buffer, offset)
             .unwrap_or_else(|error| panic!("cannot read {object:?} at {offset}: {error}"));
@@ -206,10 +207,10 @@ fn read_all(object: &Object, buffer: &mut [u8]) {
     }
 }
 
-/// Reads all of a local file in pieces of `buffer`'s size.
-fn read_all_of_file(file: &File, size: u64, buffer: &mut [u8]) {
-    let mut offset = 0;
-    while offset < size {
+/// Reads `range` of a local file, `buffer` by `buffer`.
+fn read_range_of_file(file: &File, range: Range<u64>, buffer: &mut [u8]) {
+    let mut offset = range.start;
+    while offset < range.end {
         let read = file.read_at(buffer, offset).expect("a local file can be read");
         assert!(read > 0, "the local copy ends at {offset}");
         offset += read as u64;

@@ -1,22 +1,28 @@
 //! Reads of an object that is in the cache, beside `pread` on a local copy of it.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use cachelet_client::{Client, Object, Options};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::measure::{Medians, alternate, timed};
+use super::measure::{Medians, alternate_pieces, timed};
 use super::report::Case;
-use super::{Bench, Data, MIB, SEED, check_content, connected, open, read_all, read_all_of_file, request};
+use super::{
+    Bench, Data, MIB, SEED, check_content, connected, open, read_range, read_range_of_file, request,
+};
 use crate::Cluster;
 
 /// Measures one case.
 pub(super) type Measure = fn(&mut Fixture<'_>) -> Case;
 
 const READ_BYTES: usize = MIB as usize;
+/// What is read between one look at the clock and the next: about a millisecond.
+const PIECE_BYTES: u64 = 8 * MIB;
 const RANDOM_BYTES: u64 = 4096;
+const RANDOM_PIECE: usize = 500;
 /// A gigabyte, as rates are given in.
 const GB: f64 = 1e9;
 
@@ -59,14 +65,20 @@ impl<'a> Fixture<'a> {
     }
 
     /// Sequential reads of `object` beside those of the local copy.
-    fn sequential(&self, object: &Object, read_bytes: usize) -> Medians {
-        let (mut buffer, mut other) = (vec![0; read_bytes], vec![0; read_bytes]);
-        alternate(
+    fn sequential(&self, object: &Object) -> Medians {
+        let (mut buffer, mut other) = (vec![0; READ_BYTES], vec![0; READ_BYTES]);
+        alternate_pieces(
             self.bench.reps,
-            || timed(|| read_all(object, &mut buffer)),
-            || timed(|| read_all_of_file(&self.data.copy, self.bench.size, &mut other)),
+            (self.bench.size / PIECE_BYTES) as usize,
+            |index| timed(|| read_range(object, piece(index), &mut buffer)),
+            |index| timed(|| read_range_of_file(&self.data.copy, piece(index), &mut other)),
         )
     }
+}
+
+fn piece(index: usize) -> Range<u64> {
+    let start = index as u64 * PIECE_BYTES;
+    start..start + PIECE_BYTES
 }
 
 /// Sequential reads with every grant held.
@@ -74,7 +86,7 @@ pub(super) fn sequential_held_fd(fixture: &mut Fixture<'_>) -> Case {
     let (client, object) = fixture.open(|options| options);
     check_content(&object, SEED);
     let before = client.stats();
-    let medians = fixture.sequential(&object, READ_BYTES);
+    let medians = fixture.sequential(&object);
     let messages = client.stats().messages_sent - before.messages_sent;
     // `Used` reports and keep-alives are sent by the clock, not by reads.
     assert!(
@@ -117,19 +129,21 @@ pub(super) fn random_4k_pread(fixture: &mut Fixture<'_>) -> Case {
             .expect("a local file can be read");
         assert!(buffer == other, "WRONG BYTES at {offset} of {object:?}");
     }
-    let medians = alternate(
+    let of_piece = |index: usize| &offsets[index * RANDOM_PIECE..(index + 1) * RANDOM_PIECE];
+    let medians = alternate_pieces(
         fixture.bench.reps,
-        || {
+        offsets.len() / RANDOM_PIECE,
+        |index| {
             timed(|| {
-                for offset in &offsets {
+                for offset in of_piece(index) {
                     let read = object.read_at(&mut buffer, *offset);
                     assert!(matches!(read, Ok(4096)), "reading at {offset} gave {read:?}");
                 }
             })
         },
-        || {
+        |index| {
             timed(|| {
-                for offset in &offsets {
+                for offset in of_piece(index) {
                     let read = copy.read_at(&mut other, *offset);
                     assert!(matches!(read, Ok(4096)), "reading at {offset} gave {read:?}");
                 }
@@ -155,7 +169,7 @@ pub(super) fn inline(fixture: &mut Fixture<'_>) -> Case {
         ..options
     });
     check_content(&object, SEED);
-    let medians = fixture.sequential(&object, READ_BYTES);
+    let medians = fixture.sequential(&object);
     let stats = client.stats();
     assert!(
         stats.grants_received == 0 && stats.local_bytes == 0,
@@ -170,27 +184,35 @@ pub(super) fn inline(fixture: &mut Fixture<'_>) -> Case {
 
 /// Sequential reads by a client that must get a grant for every 8 MiB.
 pub(super) fn sequential_grant_per_8mib(fixture: &mut Fixture<'_>) -> Case {
-    let blocks = fixture.bench.size / (8 * MIB);
+    // A block is a piece.
+    let blocks = (fixture.bench.size / PIECE_BYTES) as usize;
     let (size, reps) = (fixture.bench.size, fixture.bench.reps);
     let (mut buffer, mut other) = (vec![0; READ_BYTES], vec![0; READ_BYTES]);
     let copy = &fixture.data.copy;
     let worker = fixture.cluster.worker(0);
     let path = &fixture.path;
-    let medians = alternate(
+    let mut opened = None;
+    let medians = alternate_pieces(
         reps,
-        || {
-            let client = connected(worker, |options| options);
-            let object = open(&client, &request(path));
-            let elapsed = timed(|| read_all(&object, &mut buffer));
-            let stats = client.stats();
+        blocks,
+        |index| {
+            if index == 0 {
+                // The one before is closed only now: its end is not to be heard in any measurement.
+                let client = connected(worker, |options| options);
+                let object = open(&client, &request(path));
+                opened = Some((client, object));
+            }
+            let (client, object) = opened.as_ref().expect("the first piece comes first");
+            let elapsed = timed(|| read_range(object, piece(index), &mut buffer));
+            let grants = client.stats().grants_received;
             assert!(
-                stats.grants_received >= blocks,
-                "{} grants were received for {blocks} blocks",
-                stats.grants_received
+                grants > index as u64,
+                "{grants} grants were received for {} blocks",
+                index + 1
             );
             elapsed
         },
-        || timed(|| read_all_of_file(copy, size, &mut other)),
+        |index| timed(|| read_range_of_file(copy, piece(index), &mut other)),
     );
     let unit = format!(
         "GB/s; {} MiB read with 1 MiB reads by a fresh client, one grant for each block of 8 MiB; baseline: pread on a local copy",

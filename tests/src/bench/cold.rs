@@ -12,7 +12,7 @@ use object_store::path::Path;
 
 use super::measure::{alternate, timed};
 use super::report::Case;
-use super::{Bench, MIB, check_content, connected, open, read_all, request};
+use super::{Bench, MIB, check_content, connected, open, read_range, request};
 use crate::{Cluster, FaultProxy, deterministic_bytes};
 
 /// Measures one case.
@@ -78,7 +78,7 @@ impl<'a> Fixture<'a> {
                 let client = connected(worker, |options| options);
                 forget(&client, &request);
                 let filled = worker.count("/fill_bytes/origin");
-                let elapsed = timed(|| read_all(&open(&client, &request), &mut buffer));
+                let elapsed = timed(|| read_range(&open(&client, &request), 0..self.size, &mut buffer));
                 let filled = worker.count("/fill_bytes/origin") - filled;
                 assert!(
                     filled == self.size,
