@@ -90,7 +90,11 @@ impl Object {
         }
         let window = self.shared.options.readahead_bytes;
         if let Some(ahead) = self.cursor.after_read(range, window, size_bytes) {
-            self.prefetch(ahead);
+            let end = ahead.end;
+            let asked = self.ask_ahead(ahead);
+            if asked < end {
+                self.cursor.fell_short(asked);
+            }
         }
         Ok(length as usize)
     }
@@ -125,13 +129,18 @@ impl Object {
 
     /// Asks the daemon to bring in a range that will be read soon. Never waits; dropped where the connection is busy.
     pub fn prefetch(&self, range: Range<u64>) {
+        self.ask_ahead(range.start..range.end.min(self.size_bytes()));
+    }
+
+    /// Asks for a range, and says how far that went.
+    fn ask_ahead(&self, range: Range<u64>) -> u64 {
         if self.inner.whole.is_some() {
-            return;
+            return range.end;
         }
-        let range = range.start..range.end.min(self.size_bytes());
-        for (block, part) in self.inner.table.block_size().split(range) {
-            self.inner.ask_ahead(&self.shared, block, part);
-        }
+        let block_size = self.inner.table.block_size();
+        let mut blocks = block_size.split(range.clone());
+        let refused = blocks.find(|(block, part)| !self.inner.ask_ahead(&self.shared, *block, part.clone()));
+        refused.map_or(range.end, |(block, part)| block_size.start_of(block) + part.start)
     }
 }
 

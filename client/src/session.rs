@@ -10,6 +10,7 @@ pub(crate) mod pending;
 pub(crate) mod stream;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use cachelet_protocol::block::{BlockIndex, BlockSize, PAGE_BYTES, PageSet};
@@ -64,6 +65,16 @@ pub(crate) struct Session {
     timeout: Duration,
     counters: Arc<Counters>,
     since: Instant,
+    asking: Arc<AtomicUsize>,
+}
+
+/// Ends a request for a grant that nobody waits for.
+pub(crate) struct Asking(Arc<AtomicUsize>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Session {
@@ -145,6 +156,7 @@ impl Session {
             timeout: options.request_timeout,
             counters: Arc::clone(counters),
             since: Instant::now(),
+            asking: Arc::default(),
             welcome: *welcome,
         })
     }
@@ -244,6 +256,16 @@ impl Session {
             priority: Priority::Readahead,
         };
         self.control.send_if_room(&wire::encode(&fill, 0, 0))
+    }
+
+    /// Leave to ask for a grant ahead: half of what may be unacknowledged, so that readers who wait get theirs.
+    pub(crate) fn begin_asking(&self) -> Option<Asking> {
+        let most = usize::from(self.welcome.max_unacknowledged / 2).max(1);
+        let taken = |count: usize| (count < most).then_some(count + 1);
+        self.asking
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, taken)
+            .ok()?;
+        Some(Asking(Arc::clone(&self.asking)))
     }
 
     /// Asks for a first grant of a block that nobody waits for yet. `install` runs in any case.

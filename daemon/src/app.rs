@@ -30,6 +30,11 @@ const RECLAIM_EVERY: Duration = Duration::from_secs(1);
 /// How often written pages are made durable.
 const SYNC_EVERY: Duration = Duration::from_secs(5);
 
+/// Shortest secret accepted: shorter ones can be guessed.
+const MIN_SECRET_BYTES: usize = 16;
+const SECRET_REMEDY: &str =
+    "put the cluster's secret there, at least 16 characters, the same on every worker";
+
 /// Why the daemon does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -46,7 +51,7 @@ pub enum BuildError {
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// An address that cannot be had.
-    #[error("{key} = {address}: cannot listen: {source}; is another process using the port?")]
+    #[error("{key} = {address}: cannot listen: {source}; {}", remedy(.source))]
     Bind {
         /// The configuration key.
         key: &'static str,
@@ -69,6 +74,15 @@ pub enum BuildError {
     /// The admin thread.
     #[error("cannot start the admin server: {0}")]
     Admin(io::Error),
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "stop what listens there, or choose another port (0: any free one)",
+        io::ErrorKind::PermissionDenied => "choose a port from 1024 up, or allow this one",
+        io::ErrorKind::AddrNotAvailable => "choose an address of this machine, or 0.0.0.0 for all of them",
+        _ => "choose another address",
+    }
 }
 
 /// The addresses a daemon can be reached at.
@@ -120,6 +134,10 @@ impl App {
             // Fails only when the daemon is gone.
             let _ = event_sender.send(event);
         })?;
+
+        if let store::GrantStatus::Disabled { reason } = store.grants() {
+            warn!(%reason, "no descriptors are granted: clients read inline, through the socket");
+        }
 
         let peers = match (&config.locality, &config.remote, &secret) {
             (Some(locality), Some(remote), Some(secret)) => Some(Peers::new(
@@ -303,12 +321,13 @@ fn read_secret(path: &std::path::Path) -> Result<String, BuildError> {
         path: path.to_owned(),
         reason,
     };
-    let text = std::fs::read_to_string(path).map_err(|error| refused(format!("cannot read it: {error}")))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| refused(format!("cannot read it: {error}; {SECRET_REMEDY}")))?;
     let secret = text.trim();
-    if secret.len() < 16 {
-        return Err(refused(
-            "the secret has fewer than 16 characters; make a longer one".to_owned(),
-        ));
+    if secret.len() < MIN_SECRET_BYTES {
+        return Err(refused(format!(
+            "the secret in it has fewer than {MIN_SECRET_BYTES} characters; {SECRET_REMEDY}"
+        )));
     }
     Ok(secret.to_owned())
 }

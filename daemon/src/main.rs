@@ -47,7 +47,11 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return start::refuse(start::EXIT_USAGE, &error),
     };
-    start::log(arguments.log_json);
+    // A check says what it found itself.
+    start::log(
+        arguments.log_json,
+        if arguments.check_stores { "off" } else { "info" },
+    );
     if arguments.dump_config {
         return start::dump(&config);
     }

@@ -65,7 +65,7 @@ use marker::Suspects;
 pub use admission::{FillGuard, Reservation};
 pub use block::{Block, BlockIdentity, ObjectIdentity};
 pub use error::Error;
-pub use format::{CRC_OFFSET, DATA_OFFSET, Damage, check_header, with_header_checksum};
+pub use format::{CRC_OFFSET, DATA_OFFSET, Damage, HEADER_CHARGE, check_header, with_header_checksum};
 pub use grant::{Grant, GrantStatus};
 pub use recovery::Recovery;
 pub use status::{BlockStatus, LedgerSnapshot};
@@ -304,7 +304,7 @@ impl fmt::Debug for BlockStore {
 
 impl Config {
     fn check(&self) -> Result<(), Error> {
-        let least = DATA_OFFSET + self.block_size.bytes();
+        let least = HEADER_CHARGE + self.block_size.bytes();
         let bad = |key, value: String, reason: String| Err(Error::Config { key, value, reason });
         if self.quota_bytes < least {
             let reason = format!("one block takes {least} bytes; give the cache at least that");

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,8 @@ pub(crate) fn run(common: &Common, cat: &Cat) -> Result<(), Failure> {
         })?,
     };
     let length = range.end - range.start;
+    // What follows the first step comes in while that is written.
+    object.prefetch(range.start..range.end.min(range.start.saturating_add(PREFETCH_BYTES)));
     let source = Source {
         object: &object,
         range,
@@ -56,7 +59,7 @@ pub(crate) fn run(common: &Common, cat: &Cat) -> Result<(), Failure> {
         Some(path) => copy_to_file(&source, path)?,
         None => {
             let to_terminal = io::stdout().is_terminal();
-            copy(&source, &mut io::stdout().lock(), "standard output", !to_terminal)?
+            copy(&source, &mut standard_output()?, "standard output", !to_terminal)?
         }
     };
     let report = Report {
@@ -70,12 +73,23 @@ pub(crate) fn run(common: &Common, cat: &Cat) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Asked for at once, before readahead takes over.
+const PREFETCH_BYTES: u64 = 16 << 20;
+
 /// Whether whoever takes the bytes took them all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sink {
     Open,
     /// The reader of a pipe has seen enough: no failure.
     Closed,
+}
+
+/// Standard output without the line buffer that text goes through.
+fn standard_output() -> Result<File, Failure> {
+    let descriptor = io::stdout().as_fd().try_clone_to_owned();
+    descriptor
+        .map(File::from)
+        .map_err(|error| Failure::io("duplicating standard output", &error))
 }
 
 /// What is copied, and in which steps.

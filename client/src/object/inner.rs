@@ -26,8 +26,10 @@ use crate::stats::{Counters, Stats};
 const FILL_BYTES: u64 = 8 << 20;
 /// Answers to one demand for pages before the block is read inline.
 const FILL_ROUNDS: u32 = 4;
-/// How long a block is read inline after the daemon refused a grant, or a held file proved bad.
-const INLINE_MILLIS: u64 = 1000;
+/// How long a block is read inline after the daemon refused a grant: it may have too many unacknowledged just now.
+const REFUSED_MILLIS: u64 = 100;
+/// How long a block is read inline after its held file proved bad: the daemon finds out meanwhile.
+const BAD_FILE_MILLIS: u64 = 1000;
 
 /// One opened generation, shared by every [`Object`] of it.
 pub(crate) struct Inner {
@@ -156,7 +158,7 @@ impl Inner {
     /// The daemon has no descriptor to give for this block: for a while, do not ask again.
     pub(crate) fn grant_refused(&self, shared: &Shared, block: BlockIndex) {
         let slot = self.table.slot(block);
-        slot.read_inline_until(shared.millis() + INLINE_MILLIS);
+        slot.read_inline_until(shared.millis() + REFUSED_MILLIS);
     }
 
     /// Makes a grant of what the daemon sent, and puts it where readers find it.
@@ -287,7 +289,7 @@ impl Inner {
         of(&shared.counters);
         of(&self.counters);
         slot.distrusted.store(true, Ordering::Relaxed);
-        slot.read_inline_until(shared.millis() + INLINE_MILLIS);
+        slot.read_inline_until(shared.millis() + BAD_FILE_MILLIS);
         let current = slot.grant.load();
         if current
             .as_ref()
@@ -377,7 +379,7 @@ impl Inner {
                 Ok(Some(_)) => {}
                 Ok(None) => return Ok(None),
                 Err(error) if error.refuses_grant() => {
-                    slot.read_inline_until(shared.millis() + INLINE_MILLIS);
+                    slot.read_inline_until(shared.millis() + REFUSED_MILLIS);
                     return Ok(None);
                 }
                 Err(error) => return Err(error),
@@ -488,21 +490,22 @@ impl Inner {
         }
     }
 
-    /// Asks the daemon to bring in a range (of one block) that nobody waits for yet. Never waits, never fails.
-    pub(super) fn ask_ahead(self: &Arc<Self>, shared: &Shared, block: BlockIndex, range: Range<u64>) {
+    /// Asks the daemon to bring in a range (of one block) that nobody waits for yet. Never waits.
+    /// False: not now.
+    pub(super) fn ask_ahead(self: &Arc<Self>, shared: &Shared, block: BlockIndex, range: Range<u64>) -> bool {
         let pages = PageSet::covering(range);
         let slot = self.table.slot(block);
         let held = slot.grant.load_full();
         if pages.is_empty() || held.as_ref().is_some_and(|grant| grant.has(pages)) {
-            return;
+            return true;
         }
         let (session, handle) = {
             // A reader that reconnects holds this lock while it waits; readahead does not wait with it.
             let Ok(attachment) = self.attachment.try_lock() else {
-                return;
+                return false;
             };
             if attachment.stale || attachment.session.ended().is_some() {
-                return;
+                return false;
             }
             (Arc::clone(&attachment.session), attachment.handle)
         };
@@ -510,7 +513,7 @@ impl Inner {
         let sent = if held.is_some() || !session.has_grants() {
             session.read_ahead(handle, block, held.map(|grant| grant.layout().file_id), pages)
         } else if slot.asked_ahead.swap(true, Ordering::AcqRel) {
-            return;
+            return true;
         } else {
             self.ask_grant_ahead(shared, &session, handle, block, pages)
         };
@@ -520,6 +523,7 @@ impl Inner {
             &shared.counters.readaheads_dropped
         };
         Counters::add(counter, 1);
+        sent
     }
 
     fn ask_grant_ahead(
@@ -535,10 +539,15 @@ impl Inner {
             .block_size()
             .length_of(block, self.generation.size_bytes);
         shared.held.registry.make_room(length, session.max_held_bytes());
+        let Some(permit) = session.begin_asking() else {
+            self.table.slot(block).asked_ahead.store(false, Ordering::Release);
+            return false;
+        };
         let object: Weak<Self> = Arc::downgrade(self);
         let control = Arc::downgrade(session.control());
         let registry = Arc::clone(&shared.held.registry);
         let install = move |outcome: Result<Reply, Error>| {
+            drop(permit);
             let object = object.upgrade();
             if let Ok(Reply::Granted(descriptor)) = outcome
                 && let Some(control) = control.upgrade()

@@ -1,10 +1,16 @@
 //! When a reader is sequential, and how far ahead of it to ask. Pure arithmetic on one stream's positions.
 //!
+//! A reader is sequential from its second adjoining read on; from its first, if that begins the object and is no small
+//! one.
+//!
 //! Many threads may read through one stream; then the positions are a mixture, and the worst that happens is a window
 //! asked for in vain or not at all.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A first read of the object's beginning that is at least this long is taken for the start of a scan.
+const SCAN_BYTES: u64 = 128 << 10;
 
 /// One stream's position.
 #[derive(Debug)]
@@ -28,7 +34,9 @@ impl Cursor {
     /// reader. `None` for a reader that jumps, or that is far enough behind what was asked for.
     #[inline]
     pub(crate) fn after_read(&self, read: Range<u64>, window: u64, size_bytes: u64) -> Option<Range<u64>> {
-        let sequential = self.expected.load(Ordering::Relaxed) == read.start;
+        let expected = self.expected.load(Ordering::Relaxed);
+        let sequential =
+            expected == read.start || (expected == u64::MAX && read.start == 0 && read.end >= SCAN_BYTES);
         self.expected.store(read.end, Ordering::Relaxed);
         if !sequential {
             self.ahead.store(0, Ordering::Relaxed);
@@ -42,6 +50,11 @@ impl Cursor {
             return None;
         }
         self.extend(read.end, window, size_bytes)
+    }
+
+    /// What was to be asked for could not be from here on; the next read tries again.
+    pub(crate) fn fell_short(&self, asked: u64) {
+        self.ahead.store(asked, Ordering::Relaxed);
     }
 
     #[cold]
@@ -70,6 +83,33 @@ mod tests {
         for start in [5_u64 << 20, 900 << 20, 1 << 20, 300 << 20] {
             assert_eq!(cursor.after_read(start..start + 4096, WINDOW, 1 << 30), None);
         }
+    }
+
+    #[test]
+    fn a_scan_is_known_by_its_first_read() {
+        assert_eq!(
+            Cursor::new().after_read(0..1 << 20, WINDOW, 1 << 30),
+            Some(1 << 20..2 * WINDOW)
+        );
+        assert_eq!(
+            Cursor::new().after_read(0..4, WINDOW, 1 << 30),
+            None,
+            "a magic number"
+        );
+    }
+
+    #[test]
+    fn what_could_not_be_asked_for_is_asked_for_at_the_next_read() {
+        let cursor = Cursor::new();
+        assert_eq!(
+            cursor.after_read(0..1 << 20, WINDOW, 1 << 30),
+            Some(1 << 20..2 * WINDOW)
+        );
+        cursor.fell_short(3 << 20);
+        assert_eq!(
+            cursor.after_read(1 << 20..2 << 20, WINDOW, 1 << 30),
+            Some(3 << 20..2 * WINDOW)
+        );
     }
 
     proptest! {

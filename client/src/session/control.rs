@@ -154,7 +154,7 @@ impl Control {
     ///
     /// `install` always runs: with an error if the request was dropped.
     pub(crate) fn ask(&self, install: Install, encode: impl FnOnce(RequestId) -> Vec<u8>) -> bool {
-        let Ok(request) = self.pending.install(install) else {
+        let Some(request) = self.pending.install(install) else {
             return false;
         };
         let sent = self.send_if_room(&encode(request));

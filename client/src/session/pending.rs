@@ -141,15 +141,17 @@ impl Pending {
         Ok((request, waiter))
     }
 
-    /// A new request id whose reply is handed to `install`.
-    pub(crate) fn install(&self, install: Install) -> Result<RequestId, Error> {
-        self.enter(Target::Install(install))
+    /// A new request id whose reply is handed to `install`; so is the error, at once, if the connection has ended.
+    pub(crate) fn install(&self, install: Install) -> Option<RequestId> {
+        self.enter(Target::Install(install)).ok()
     }
 
     fn enter(&self, target: Target) -> Result<RequestId, Error> {
         let mut table = lock(&self.table);
-        if let Some(error) = &table.ended {
-            return Err(error.clone());
+        if let Some(error) = table.ended.clone() {
+            drop(table);
+            target.complete(Err(error.clone()));
+            return Err(error);
         }
         let request = loop {
             table.issued += 1;
@@ -291,5 +293,9 @@ mod tests {
         pending.end(&Error::Unavailable("gone twice".into()));
         assert!(matches!(waiter.wait(soon()), Some(Err(Error::Unavailable(_)))));
         assert!(matches!(pending.wait(), Err(Error::Unavailable(why)) if why == "gone"));
+        let (told, hear) = std::sync::mpsc::channel();
+        let install = move |outcome: Outcome| told.send(outcome.is_err()).unwrap();
+        assert_eq!(pending.install(Box::new(install)), None);
+        assert!(hear.try_recv().unwrap());
     }
 }

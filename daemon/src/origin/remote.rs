@@ -370,7 +370,8 @@ impl Describe {
                 while let Some(next) = cause.source() {
                     cause = next;
                 }
-                let reason: String = format!("cannot connect: {cause}").chars().take(200).collect();
+                let cause: String = cause.to_string().chars().take(200).collect();
+                let reason = format!("cannot connect: {cause}; check the store's `endpoint` and the network");
                 Error::Unavailable {
                     endpoint,
                     reason: reason.into(),

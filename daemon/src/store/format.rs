@@ -15,7 +15,7 @@
 //! | 0 | 4096 | identity header, written once, before the file has its name |
 //! | 4096 | 8 x 128 | one page word for each page, zero = absent |
 //! | 8192 | 4 x 2048 | a CRC32C for each 64 KiB chunk of data |
-//! | 65536 | the block's length | data; absent pages are holes |
+//! | 1048576 | the block's length | data; absent pages are holes |
 //!
 //! The header: magic `CACHELET` (8), format version (u32), CRC32C of all 4096 bytes with this field zero (u32),
 //! file id (u64), block size (u64), page size (u64), object size (u64), block index (u32), then scheme, store identity,
@@ -23,7 +23,7 @@
 //! checksum's rule, so that "a version I do not know" (left alone) can be told from "a damaged version field"
 //! (quarantined).
 //!
-//! The file has its final size, 65536 + the block's length, before it is renamed to its name; afterwards it is never
+//! The file has its final size, 1048576 + the block's length, before it is renamed to its name; afterwards it is never
 //! truncated, extended, punched or reused, and a page that is present is never written again. A page is committed in
 //! this order: data, chunk checksums, word. The word ([`cachelet_protocol::integrity::PageWord`]) is derived from the
 //! object, the page's position and its chunk checksums, and is derived again whenever it is read: presence is proved,
@@ -36,7 +36,9 @@
 //! * A process killed in the middle of a page leaves an absent page: the word is one aligned 8-byte write.
 //! * After a power loss the word may be there without its data. That is why pages are verified against their checksums
 //!   before their first use unless the last stop was clean.
-//! * 64 KiB in front of the data cost 16 KiB of disk (the rest is a hole) and keep the data aligned for everything.
+//! * A mebibyte in front of the data costs 16 KiB of disk (the rest is a hole) and keeps a block's pages aligned to their
+//!   own size in the file, so that the page cache can hold each in one large folio: with the data at 64 KiB, cached
+//!   sequential reads were 8 % slower and random ones 7 % (ADR 0006).
 //!
 //! # Rejected
 //!
@@ -63,8 +65,10 @@ pub(super) const VERSION: u32 = 1;
 pub(super) const WORDS_OFFSET: u64 = 4096;
 /// Where the chunk checksums begin.
 pub const CRC_OFFSET: u64 = 8192;
-/// Where the block's first byte is; also what a file without any page is charged.
-pub const DATA_OFFSET: u64 = 65536;
+/// Where the block's first byte is.
+pub const DATA_OFFSET: u64 = PAGE_BYTES;
+/// What a file without any page is charged: more than the file system allocates for header, words and checksums.
+pub const HEADER_CHARGE: u64 = 65536;
 /// Header, words and checksums.
 pub(super) const TABLES_END: usize = CRC_OFFSET as usize + 4 * CHUNKS_PER_PAGE * MAX_PAGES_PER_BLOCK as usize;
 

@@ -16,7 +16,9 @@ use super::format::{Decoded, Header, TABLES_END, presence};
 use super::layout::{Layout, block_options, create_options};
 use super::ledger::Place;
 use super::retire::allocated_bytes;
-use super::{Block, BlockIdentity, BlockStore, DATA_OFFSET, Damage, Error, Event, Reason, Reservation};
+use super::{
+    Block, BlockIdentity, BlockStore, DATA_OFFSET, Damage, Error, Event, HEADER_CHARGE, Reason, Reservation,
+};
 
 /// The right to work on a key's path.
 pub(super) struct Claim<'a> {
@@ -88,7 +90,7 @@ impl BlockStore {
             });
         }
         // Not while the key is claimed: making room may wait for the scan, which may wait for the key.
-        let reservation = self.reserve(DATA_OFFSET)?;
+        let reservation = self.reserve(HEADER_CHARGE)?;
         match self.claim(id.key())? {
             Claimed::Loaded(block) => Ok(block),
             Claimed::Unknown(claim) => match self.load(&claim, Some(id))? {
@@ -153,7 +155,7 @@ impl BlockStore {
         };
         let identity = self.share_object(found.header.identity);
         let block = Arc::new(Block::new(identity, file_id, found.length, found.inode, pages));
-        let charge = DATA_OFFSET + found.present.bytes_in(found.length);
+        let charge = HEADER_CHARGE + found.present.bytes_in(found.length);
         let adopted = {
             let mut state = self.state();
             let adopted = state.ledger.adopt(file_id, charge, Place::Cached);

@@ -19,7 +19,7 @@ mod restart;
 const PAGES: u32 = 4;
 const BLOCK_BYTES: u64 = PAGES as u64 * PAGE_BYTES;
 /// What a block with all its pages is charged.
-const FULL_CHARGE: u64 = DATA_OFFSET + BLOCK_BYTES;
+const FULL_CHARGE: u64 = HEADER_CHARGE + BLOCK_BYTES;
 
 /// A cache directory, and what happened in it.
 struct Disk {

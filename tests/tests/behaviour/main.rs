@@ -17,3 +17,4 @@ mod reads;
 mod short_circuit;
 mod support;
 mod wire;
+mod wrong_input;

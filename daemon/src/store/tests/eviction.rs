@@ -202,7 +202,7 @@ fn an_invalidated_object_goes_even_during_a_fill_and_its_writer_is_told() {
         write(&store, guard.block(), 1),
         Err(Error::Evicted { .. })
     ));
-    assert_eq!(store.ledger().used_bytes(), DATA_OFFSET + PAGE_BYTES);
+    assert_eq!(store.ledger().used_bytes(), HEADER_CHARGE + PAGE_BYTES);
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn the_quota_holds_while_threads_fill_evict_and_hold() {
         (0, 0, 0)
     );
     let mut charged = 0;
-    store.for_each_block(|block| charged += DATA_OFFSET + block.pages.bytes_in(block.length));
+    store.for_each_block(|block| charged += HEADER_CHARGE + block.pages.bytes_in(block.length));
     assert_eq!(ledger.committed_bytes, charged);
 }
 
@@ -366,7 +366,7 @@ fn a_page_that_the_disk_has_no_room_for_costs_its_block_and_nothing_else() {
     assert!(matches!(refused, Err(Error::Io { .. })), "{refused:?}");
     assert!(block.is_retired() && !kept.is_retired());
     assert_holds(&store, &kept, [0]);
-    assert_eq!(store.ledger().used_bytes(), DATA_OFFSET + PAGE_BYTES);
+    assert_eq!(store.ledger().used_bytes(), HEADER_CHARGE + PAGE_BYTES);
     std::fs::remove_file(&intruder).unwrap();
     assert_holds(&store, &fill(&store, &full_block(2), 0..PAGES), 0..PAGES);
 }

@@ -113,7 +113,7 @@ fn a_grant_through_the_read_only_mount_cannot_be_reopened_for_writing_even_by_ro
     store.remove(&block);
     assert_eq!(store.ledger().unlinked_files, 1);
     drop(grant);
-    assert_eq!(store.reclaim(), DATA_OFFSET + 2 * PAGE_BYTES);
+    assert_eq!(store.reclaim(), HEADER_CHARGE + 2 * PAGE_BYTES);
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn development_may_grant_without_protection_and_says_so() {
     let block = fill(&store, &full_block(1), [0, 2]);
     let grant = store.grant(&block, SessionId(1)).unwrap();
     assert_eq!((grant.file_id, grant.length), (block.file_id(), BLOCK_BYTES));
-    assert_eq!((grant.data_offset, grant.crc_offset), (65_536, 8192));
+    assert_eq!((grant.data_offset, grant.crc_offset), (1 << 20, 8192));
     assert_eq!(grant.present, block.present());
 
     // What the client does with it: data, and the chunk's checksum if it wants to verify.
@@ -257,11 +257,11 @@ fn no_two_grants_share_an_open_file_description() {
         );
     }
     // One lease a session and file, however often it is granted.
-    assert_eq!(store.held_bytes(SessionId(1)), DATA_OFFSET + PAGE_BYTES);
+    assert_eq!(store.held_bytes(SessionId(1)), HEADER_CHARGE + PAGE_BYTES);
     write(&store, &block, 1).unwrap();
     assert_eq!(
         store.held_bytes(SessionId(1)),
-        DATA_OFFSET + 2 * PAGE_BYTES,
+        HEADER_CHARGE + 2 * PAGE_BYTES,
         "it grows with the file"
     );
     store.release(SessionId(1), block.file_id());

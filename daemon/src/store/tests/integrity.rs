@@ -244,7 +244,7 @@ fn quarantine_keeps_a_bounded_number_of_files_and_counts_their_bytes() {
         disk.tamper(&block, DATA_OFFSET, |bytes| bytes[0] ^= 1);
         assert!(matches!(read_page(&store, &block, 0), Err(Error::Corrupt { .. })));
     }
-    let kept = MAX_QUARANTINED_FILES as u64 * (DATA_OFFSET + PAGE_BYTES);
+    let kept = MAX_QUARANTINED_FILES as u64 * (HEADER_CHARGE + PAGE_BYTES);
     let ledger = store.ledger();
     assert_eq!(disk.files_in("quarantine"), MAX_QUARANTINED_FILES);
     assert_eq!((ledger.quarantined_bytes, ledger.used_bytes()), (kept, kept));

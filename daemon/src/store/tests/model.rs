@@ -59,7 +59,7 @@ proptest! {
 
     #[test]
     fn whatever_happens_a_page_is_absent_or_right(ops in prop::collection::vec(op(), 1..60)) {
-        let quota = 2 * FULL_CHARGE + 5 * DATA_OFFSET;
+        let quota = 2 * FULL_CHARGE + 5 * HEADER_CHARGE;
         let disk = Disk::new();
         let mut store = disk.open_quota(quota);
         let mut held = Held::new();
@@ -126,7 +126,7 @@ proptest! {
             assert_within_quota(&store);
             check_held(&held, &flipped);
             let mut charged = 0;
-            store.for_each_block(|block| charged += DATA_OFFSET + block.pages.bytes_in(block.length));
+            store.for_each_block(|block| charged += HEADER_CHARGE + block.pages.bytes_in(block.length));
             prop_assert_eq!(store.ledger().committed_bytes, charged);
             prop_assert_eq!(store.ledger().reserved_bytes, 0);
         }

@@ -138,10 +138,10 @@ fn the_charge_is_exact_and_never_less_than_what_the_disk_gives() {
     for (number, size) in (0..).zip([1, 4097, PAGE_BYTES + 1, BLOCK_BYTES]) {
         let id = BlockIdentity::new(object(number, size), BlockIndex(0));
         let block = fill(&store, &id, 0..PageSet::all(size).len());
-        expected += DATA_OFFSET + size;
+        expected += HEADER_CHARGE + size;
         let metadata = std::fs::metadata(disk.path_of(&block)).unwrap();
         assert!(
-            metadata.blocks() * 512 <= DATA_OFFSET + size,
+            metadata.blocks() * 512 <= HEADER_CHARGE + size,
             "{size}: {}",
             metadata.blocks() * 512
         );

@@ -26,7 +26,10 @@ fn a_clean_stop_keeps_the_cache_and_its_trust() {
     assert_holds(&store, &first, [0, 3]);
     let recovery = store.recover();
     assert_eq!((recovery.blocks, recovery.pages), (3, 6));
-    assert_eq!(store.ledger().committed_bytes, 3 * (DATA_OFFSET + 2 * PAGE_BYTES));
+    assert_eq!(
+        store.ledger().committed_bytes,
+        3 * (HEADER_CHARGE + 2 * PAGE_BYTES)
+    );
     for (id, old) in ids.iter().zip(old) {
         let block = store.find(id).unwrap().unwrap();
         assert_eq!(block.file_id(), old);
