@@ -21,7 +21,7 @@ use cachelet_protocol::ids::{FileId, SessionId};
 use cachelet_protocol::wire::{Code, DropFiles, Hello, Message, Role, encode};
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -82,6 +82,10 @@ pub struct Limits {
     pub idle_close: Duration,
 }
 
+/// Most data connections of a session. More would not be faster, and each costs a descriptor and up to 2 MiB of the kernel's
+/// memory.
+pub(crate) const MAX_DATA_CONNECTIONS: u8 = 4;
+
 /// Most grants of a session that may be on their way: descriptors in flight are limited by the kernel for the whole
 /// user, and one reader that never reads must not use them up.
 pub(crate) const MAX_UNACKNOWLEDGED: u16 = 8;
@@ -98,6 +102,8 @@ impl Context {
 pub struct Server {
     context: Arc<Context>,
     connections: TaskTracker,
+    /// One a connection, whatever it is for: strangers, too, use up no more than these.
+    slots: Arc<Semaphore>,
     /// No new connections.
     closing: CancellationToken,
     /// Connections end.
@@ -108,8 +114,10 @@ impl Server {
     /// Serves with `context`.
     pub fn new(context: Arc<Context>) -> Self {
         let (closing, ending) = (CancellationToken::new(), CancellationToken::new());
+        let most = context.limits.max_sessions * (1 + usize::from(MAX_DATA_CONNECTIONS));
         Self {
             context,
+            slots: Arc::new(Semaphore::new(most)),
             connections: TaskTracker::new(),
             closing,
             ending,
@@ -183,8 +191,15 @@ impl Server {
     }
 
     fn spawn(&self, stream: Stream) {
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            return broken(
+                &self.context,
+                "there are too many connections (local.max_sessions)",
+            );
+        };
         let (context, ending) = (Arc::clone(&self.context), self.ending.clone());
         self.connections.spawn(async move {
+            let _slot = slot;
             let stream = Arc::new(stream);
             let mut reader = FrameReader::new(Arc::clone(&stream));
             let writer = Arc::new(FrameWriter::new(stream));

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -28,6 +29,20 @@ pub fn arguments<A: Parser>() -> Result<A, ExitCode> {
             _ => ExitCode::from(EXIT_USAGE),
         }
     })
+}
+
+/// Raises the limit of open descriptors to the hard limit: grants, connections and block files each take one.
+pub fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard {
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+        } else {
+            Ok(())
+        }
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open descriptors; going on with what there is");
+    }
 }
 
 /// Logs to standard error. `RUST_LOG` filters; `default` says what is logged without it.

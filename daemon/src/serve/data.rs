@@ -11,16 +11,16 @@ use bytes::Bytes;
 use cachelet_protocol::block::{BlockIndex, PAGE_BYTES, PageIndex, PageSet};
 use cachelet_protocol::ids::ObjectName;
 use cachelet_protocol::wire::{
-    Code, FLAG_MORE, FrameHeader, FrameKind, Hello, Message, PAGE_PREFIX_BYTES, PeerObject, READ_VERIFY,
-    Read, RequestId, Role, encode, encode_page_prefix,
+    BypassReason, Code, FLAG_MORE, FrameHeader, FrameKind, Hello, Message, PAGE_PREFIX_BYTES, PeerObject,
+    READ_VERIFY, Read, RequestId, Role, encode, encode_page_prefix,
 };
 use futures::StreamExt;
 use subtle::ConstantTimeEq;
 
-use super::Context;
 use super::refusal::{Broken, Refusal, unknown_handle};
 use super::session::Session;
 use super::welcome::welcome;
+use super::{Context, MAX_DATA_CONNECTIONS};
 use crate::connection::{FileFrame, FrameReader, FrameWriter};
 use crate::fill::{self, Filled, OpenObject};
 use crate::metrics::ReadPath;
@@ -72,6 +72,12 @@ pub(super) async fn run(
             cachelet_protocol::ids::SessionId(0),
             Arc::clone(&writer),
         )),
+    };
+    let Some(_connection) = session.begin_data(MAX_DATA_CONNECTIONS) else {
+        let detail =
+            format!("this session has {MAX_DATA_CONNECTIONS} data connections already; use one of them");
+        let refusal = Refusal::bypass(BypassReason::Overloaded, detail);
+        return Ok(writer.send(&refusal.frame(context, request)).await?);
     };
     writer.stream().enlarge_send_buffer();
     writer

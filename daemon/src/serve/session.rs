@@ -1,7 +1,7 @@
 //! Sessions: what each client process has opened and holds.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use cachelet_protocol::ids::{FileId, Handle, SessionId};
@@ -25,6 +25,7 @@ pub(super) struct Session {
     /// Files granted and not released.
     granted: Mutex<HashSet<FileId>>,
     unacknowledged: AtomicU16,
+    data_connections: AtomicU8,
 }
 
 impl Session {
@@ -37,6 +38,7 @@ impl Session {
             next_handle: AtomicU64::new(1),
             granted: Mutex::default(),
             unacknowledged: AtomicU16::new(0),
+            data_connections: AtomicU8::new(0),
         }
     }
 
@@ -77,6 +79,16 @@ impl Session {
             });
     }
 
+    /// Takes one of the session's few data connections, unless all are taken.
+    pub(super) fn begin_data(self: &Arc<Self>, most: u8) -> Option<DataConnection> {
+        self.data_connections
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                (count < most).then_some(count + 1)
+            })
+            .is_ok()
+            .then(|| DataConnection(Arc::clone(self)))
+    }
+
     pub(super) fn granted(&self, file: FileId) {
         lock(&self.granted).insert(file);
     }
@@ -87,6 +99,16 @@ impl Session {
 
     pub(super) fn holds(&self, file: FileId) -> bool {
         lock(&self.granted).contains(&file)
+    }
+}
+
+/// See [`Session::begin_data`].
+#[derive(Debug)]
+pub(super) struct DataConnection(Arc<Session>);
+
+impl Drop for DataConnection {
+    fn drop(&mut self) {
+        self.0.data_connections.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -10,7 +10,7 @@ use cachelet_protocol::block::{BlockIndex, PageSet};
 use cachelet_protocol::ids::FileId;
 use cachelet_protocol::wire::{
     BypassReason, Code, FLAG_DESCRIPTOR, FrameHeader, FrameKind, FrameReceiver, GrantStatus, HEADER_BYTES,
-    Message, OPEN_NO_DATA, Open, Role, encode, send_with_descriptor,
+    Hello, Message, OPEN_NO_DATA, Open, Role, encode, send_with_descriptor,
 };
 use cachelet_tests::{GrantSetup, Worker, can_mount, sha256_hex, wait_until};
 use nix::errno::Errno;
@@ -389,6 +389,32 @@ fn a_connection_that_says_nothing_is_closed_and_one_that_said_hello_is_not() {
     // The file itself may be open now, too.
     wait_until(DEADLINE, "no descriptor is left behind", || {
         descriptors_of(worker) <= before + 1
+    });
+}
+
+#[test]
+fn a_session_has_at_most_four_data_connections() {
+    let (_, cluster) = over_s3();
+    let mut cluster = cluster.without_service().start();
+    let session = RawSession::begin(cluster.worker(0));
+    let hello = Hello {
+        session: session.welcome.session,
+        session_secret: session.welcome.session_secret,
+        ..hello(Role::Data)
+    };
+    let join = || {
+        let mut socket = connect(cluster.worker(0));
+        socket.write_all(&encode(&hello, 0, 1)).unwrap();
+        let mut receiver = FrameReceiver::new(socket.try_clone().unwrap());
+        let kind = receiver.receive().unwrap().header.known_kind();
+        (socket, kind)
+    };
+    let joined: Vec<_> = (0..4).map(|_| join()).collect();
+    assert!(joined.iter().all(|(_, kind)| *kind == Some(FrameKind::Welcome)));
+    assert_eq!(join().1, Some(FrameKind::Bypass));
+    drop(joined);
+    wait_until(DEADLINE, "a closed connection makes room for another", || {
+        join().1 == Some(FrameKind::Welcome)
     });
 }
 
