@@ -295,7 +295,7 @@ impl Connection<'_> {
         if !self.grants_enabled() {
             return Err(no_grant("this session gets no descriptors".to_owned()));
         }
-        let held = context.store.held_bytes(session.id);
+        let held = session.held_bytes();
         if held.saturating_add(block.length()) > context.limits.max_held_bytes {
             let limit = context.limits.max_held_bytes;
             return Err(no_grant(format!(
@@ -314,7 +314,7 @@ impl Connection<'_> {
                 return Err(no_grant(error.to_string()));
             }
         };
-        session.granted(grant.file_id);
+        session.granted(grant.file_id, block.length());
         let granted = Granted {
             handle,
             block: block.identity().index(),

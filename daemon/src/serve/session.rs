@@ -1,6 +1,6 @@
 //! Sessions: what each client process has opened and holds.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -22,8 +22,8 @@ pub(super) struct Session {
     pub(super) writer: Arc<FrameWriter>,
     handles: Mutex<HashMap<Handle, Arc<OpenObject>>>,
     next_handle: AtomicU64,
-    /// Files granted and not released.
-    granted: Mutex<HashSet<FileId>>,
+    /// Files granted and not released, each with its block's length.
+    granted: Mutex<HashMap<FileId, u64>>,
     unacknowledged: AtomicU16,
     data_connections: AtomicU8,
 }
@@ -89,16 +89,21 @@ impl Session {
             .then(|| DataConnection(Arc::clone(self)))
     }
 
-    pub(super) fn granted(&self, file: FileId) {
-        lock(&self.granted).insert(file);
+    pub(super) fn granted(&self, file: FileId, block_length: u64) {
+        lock(&self.granted).insert(file, block_length);
     }
 
     pub(super) fn released(&self, file: FileId) -> bool {
-        lock(&self.granted).remove(&file)
+        lock(&self.granted).remove(&file).is_some()
     }
 
     pub(super) fn holds(&self, file: FileId) -> bool {
-        lock(&self.granted).contains(&file)
+        lock(&self.granted).contains_key(&file)
+    }
+
+    /// Bytes that the files it holds may come to: pages may still land in them after they were granted.
+    pub(super) fn held_bytes(&self) -> u64 {
+        lock(&self.granted).values().sum()
     }
 }
 

@@ -396,14 +396,15 @@ fn a_connection_that_says_nothing_is_closed_and_one_that_said_hello_is_not() {
 fn a_session_has_at_most_four_data_connections() {
     let (_, cluster) = over_s3();
     let mut cluster = cluster.without_service().start();
-    let session = RawSession::begin(cluster.worker(0));
+    let worker: &Worker = cluster.worker(0);
+    let session = RawSession::begin(worker);
     let hello = Hello {
         session: session.welcome.session,
         session_secret: session.welcome.session_secret,
         ..hello(Role::Data)
     };
     let join = || {
-        let mut socket = connect(cluster.worker(0));
+        let mut socket = connect(worker);
         socket.write_all(&encode(&hello, 0, 1)).unwrap();
         let mut receiver = FrameReceiver::new(socket.try_clone().unwrap());
         let kind = receiver.receive().unwrap().header.known_kind();
