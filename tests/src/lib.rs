@@ -4,7 +4,7 @@
 //! [`TestDir`]) and what it waits for ([`wait_until`]). Everything it starts ends with it: when the value is dropped,
 //! when the test panics, and when the whole test process is killed.
 //!
-//! Two programs are built on it: `cachelet-demo` ([`demo`]) and `cachelet-bench` ([`bench`]).
+//! Two programs are built on it: `cachelet-demo` ([`demo`]) and `cachelet-bench` ([`mod@bench`]).
 //!
 //! A harness has nobody to return an error to: what goes wrong here panics, with what was attempted and on what.
 
