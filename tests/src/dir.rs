@@ -73,7 +73,7 @@ pub(crate) fn remove_tree(path: &Path) -> std::io::Result<()> {
 }
 
 /// The root of this repository.
-pub(crate) fn repository_root() -> &'static Path {
+pub fn repository_root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("this crate is in the workspace")

@@ -4,11 +4,10 @@
 //! [`TestDir`]) and what it waits for ([`wait_until`]). Everything it starts ends with it: when the value is dropped,
 //! when the test panics, and when the whole test process is killed.
 //!
-//! Two programs are built on it: `cachelet-demo` ([`demo`]) and `cachelet-bench` ([`mod@bench`]).
+//! Two programs are built on it: `cachelet-demo` ([`demo`]) and `cachelet-bench` (`tests/benches`).
 //!
 //! A harness has nobody to return an error to: what goes wrong here panics, with what was attempted and on what.
 
-pub mod bench;
 mod cluster;
 mod content;
 pub mod demo;
@@ -20,12 +19,12 @@ mod loopback;
 mod net;
 mod process;
 mod s3;
-mod table;
+pub mod table;
 mod wait;
 
 pub use cluster::{Cluster, ClusterBuilder, GrantSetup, LEASE, Service, Worker, can_mount, node_name};
 pub use content::{deterministic_bytes, deterministic_range, first_difference, sha256_file, sha256_hex};
-pub use dir::TestDir;
+pub use dir::{TestDir, repository_root};
 pub use driver::report_panics;
 pub use fault_proxy::{Fault, FaultProxy, Hold, RecordedRequest};
 pub use literal_s3::LiteralS3;

@@ -4,20 +4,20 @@ use std::fmt;
 
 /// A table, printed with [`fmt::Display`].
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Table {
+pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// A table with this head and no row.
-    pub(crate) fn new<C: Into<String>>(head: impl IntoIterator<Item = C>) -> Self {
+    pub fn new<C: Into<String>>(head: impl IntoIterator<Item = C>) -> Self {
         let mut table = Self::default();
         table.row(head);
         table
     }
 
     /// Adds a row.
-    pub(crate) fn row<C: Into<String>>(&mut self, cells: impl IntoIterator<Item = C>) {
+    pub fn row<C: Into<String>>(&mut self, cells: impl IntoIterator<Item = C>) {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
 
@@ -51,7 +51,7 @@ impl fmt::Display for Table {
 }
 
 /// Bytes as people read them: `0`, `17 B`, `1.5 MiB`.
-pub(crate) fn bytes(bytes: u64) -> String {
+pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if bytes < 1024 {
         return if bytes == 0 {

@@ -13,7 +13,7 @@ use super::report::Case;
 use super::{
     Bench, Data, MIB, SEED, check_content, connected, open, read_range, read_range_of_file, request,
 };
-use crate::Cluster;
+use cachelet_tests::Cluster;
 
 /// Measures one case.
 pub(super) type Measure = fn(&mut Fixture<'_>) -> Case;

@@ -7,24 +7,24 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::machine::{Machine, load};
-use crate::table::Table;
+use cachelet_tests::table::Table;
 
 /// One measured case.
 #[derive(Debug, Clone, Serialize)]
-pub struct Case {
+pub(crate) struct Case {
     /// Its name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// What `ours` and `baseline` count, and what the baseline is.
-    pub unit: String,
+    pub(crate) unit: String,
     /// Through Cachelet.
-    pub ours: f64,
+    pub(crate) ours: f64,
     /// Without it.
-    pub baseline: f64,
+    pub(crate) baseline: f64,
     /// `ours / baseline`; higher is better.
-    pub ratio: f64,
+    pub(crate) ratio: f64,
     /// The ratio to reach; none where the case only informs.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub goal: Option<f64>,
+    pub(crate) goal: Option<f64>,
 }
 
 impl Case {
@@ -48,9 +48,9 @@ impl Case {
 
 /// All cases, and the machine they were measured on.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// The cases.
-    pub cases: Vec<Case>,
+    pub(crate) cases: Vec<Case>,
     machine: Machine,
     /// Measured with small objects and few repetitions.
     quick: bool,
@@ -74,7 +74,7 @@ impl Report {
     }
 
     /// Writes it as JSON.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
+    pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
         }

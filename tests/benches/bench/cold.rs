@@ -13,7 +13,7 @@ use object_store::path::Path;
 use super::measure::{alternate, timed};
 use super::report::Case;
 use super::{Bench, MIB, check_content, connected, open, read_range, request};
-use crate::{Cluster, FaultProxy, deterministic_bytes};
+use cachelet_tests::{Cluster, FaultProxy, deterministic_bytes};
 
 /// Measures one case.
 pub(super) type Measure = fn(&Fixture<'_>) -> Case;

@@ -5,7 +5,7 @@ use cachelet_client::{OpenRequest, Options};
 use super::measure::{alternate, timed};
 use super::report::Case;
 use super::{Bench, connected, open, request};
-use crate::{Cluster, deterministic_bytes};
+use cachelet_tests::{Cluster, deterministic_bytes};
 
 /// Beyond what comes inline with the opening.
 const OBJECT_BYTES: u64 = 256 << 10;

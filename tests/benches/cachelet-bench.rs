@@ -1,9 +1,11 @@
 //! `make bench`: Cachelet beside local files and direct S3.
 
+mod bench;
+
 use std::io::Write;
 use std::process::ExitCode;
 
-use cachelet_tests::bench::{CASES, Settings, report_path, run};
+use bench::{CASES, Settings, report_path, run};
 use cachelet_tests::report_panics;
 use clap::Parser;
 use clap::builder::PossibleValuesParser;

@@ -47,7 +47,7 @@ impl fmt::Display for Machine {
             filesystem,
             ..
         } = self;
-        let memory = crate::table::bytes(*memory_bytes);
+        let memory = cachelet_tests::table::bytes(*memory_bytes);
         write!(
             f,
             "{cpu}, {cpus} CPUs, {memory}, Linux {kernel}, {filesystem}; load "

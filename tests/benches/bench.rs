@@ -19,11 +19,9 @@ use std::path::{Path, PathBuf};
 
 use cachelet_client::{Client, Object, OpenRequest, Options, Target};
 
-use crate::cluster::Worker;
-use crate::dir::repository_root;
-use crate::{Bucket, S3Kind, S3Server, TestDir, deterministic_bytes};
+use cachelet_tests::{Bucket, S3Kind, S3Server, TestDir, Worker, deterministic_bytes, repository_root};
 
-pub use report::{Case, Report};
+use report::Report;
 
 const MIB: u64 = 1 << 20;
 /// The content of the object that the cached cases read.
@@ -31,15 +29,15 @@ const SEED: u64 = 1;
 
 /// What to measure.
 #[derive(Debug, Clone, Default)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Small objects and few repetitions: shows that everything works, measures roughly.
-    pub quick: bool,
+    pub(crate) quick: bool,
     /// Only the cases with these names; empty: all.
-    pub only: Vec<String>,
+    pub(crate) only: Vec<String>,
 }
 
 /// Every case by name, in the order in which they run.
-pub const CASES: [&str; 7] = [
+pub(crate) const CASES: [&str; 7] = [
     "sequential_held_fd",
     "random_4k_pread",
     "inline",
@@ -50,12 +48,12 @@ pub const CASES: [&str; 7] = [
 ];
 
 /// Where the report goes: `target/bench/report.json` of this repository.
-pub fn report_path() -> PathBuf {
+pub(crate) fn report_path() -> PathBuf {
     repository_root().join("target/bench/report.json")
 }
 
 /// Measures, telling `progress` what is going on. Panics where something does not work or a byte is wrong.
-pub fn run(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Report {
+pub(crate) fn run(settings: &Settings, progress: &mut dyn FnMut(&str)) -> Report {
     let mut report = Report::begin(settings.quick);
     let wanted = |name: &str| settings.only.is_empty() || settings.only.iter().any(|only| only == name);
     progress("starting an S3 server");
@@ -226,7 +224,7 @@ fn check_content(object: &Object, seed: u64) {
             .read_at(&mut buffer, offset)
             .unwrap_or_else(|error| panic!("cannot read {object:?} at {offset}: {error}"));
         assert!(read > 0, "reading {object:?} at {offset} gave nothing");
-        if let Some(wrong) = crate::first_difference(seed, offset, &buffer[..read]) {
+        if let Some(wrong) = cachelet_tests::first_difference(seed, offset, &buffer[..read]) {
             panic!("WRONG BYTE at {wrong} of {object:?}");
         }
         offset += read as u64;
