@@ -138,7 +138,7 @@ fn wrong_arguments_and_configurations_exit_with_64_and_name_the_key() {
         ("http = 7070", "http"),
         ("max_request_paths = -1", "max_request_paths"),
         ("log = \"a=b=c\"", "`log`"),
-        ("= 1", "parse error"),
+        ("= 1", "line 1: = 1"),
     ] {
         std::fs::write(&file, text).unwrap();
         for check in [
