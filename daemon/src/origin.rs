@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use cachelet_protocol::bucket::BucketPattern;
 use cachelet_protocol::ids::{BucketName, Generation, ObjectPath, Scheme, StoreFingerprint, StoreIdentity};
 use futures::stream::BoxStream;
 use object_store::client::DnsResolver;
@@ -43,7 +44,6 @@ mod tests;
 pub use config::{Addressing, Authorization, ConfigError, CredentialsKind, StoreConfig, StoreKind};
 pub use error::{Error, ReplyCode};
 
-use config::BucketPattern;
 use endpoint::Endpoint;
 
 /// The bytes of a range, in order, in pieces of any size. Ends with the range's last byte or with one error.

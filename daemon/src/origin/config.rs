@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cachelet_protocol::bucket::BucketPattern;
 use cachelet_protocol::ids::{BucketName, Scheme, StoreIdentity};
 use serde::{Deserialize, Serialize};
 
@@ -545,39 +546,4 @@ const UNSET: &str = "(unset)";
 
 fn quoted(value: &str) -> String {
     format!("{value:?}")
-}
-
-/// One entry of `buckets`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum BucketPattern {
-    /// Exactly this bucket.
-    Name(BucketName),
-    /// Every bucket whose name begins so; empty: all of them.
-    Prefix(String),
-}
-
-impl std::fmt::Display for BucketPattern {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Name(name) => write!(f, "{name}"),
-            Self::Prefix(prefix) => write!(f, "{prefix}*"),
-        }
-    }
-}
-
-impl BucketPattern {
-    pub(super) fn matches(&self, bucket: &BucketName) -> bool {
-        match self {
-            Self::Name(name) => name == bucket,
-            Self::Prefix(prefix) => bucket.as_str().starts_with(prefix.as_str()),
-        }
-    }
-
-    /// Of two patterns that match a bucket, the one with the greater value wins.
-    pub(super) fn specificity(&self) -> usize {
-        match self {
-            Self::Name(_) => usize::MAX,
-            Self::Prefix(prefix) => prefix.len(),
-        }
-    }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use cachelet_protocol::block::{BlockSize, InvalidBlockSize};
+use cachelet_protocol::bucket::BucketPattern;
 use cachelet_protocol::grpc;
 use cachelet_protocol::ids::{BucketName, Epoch, InvalidId, NodeName, Scheme, StoreIdentity, WorkerUuid};
 
@@ -41,24 +42,6 @@ pub(crate) struct StoreSet {
     pub(crate) names: BTreeMap<String, StoreIdentity>,
     /// Scheme and pattern -> identity.
     pub(crate) buckets: BTreeMap<(Scheme, BucketPattern), StoreIdentity>,
-}
-
-/// Which buckets a store serves. Of several that match, the greatest wins: a name, else the longest prefix.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum BucketPattern {
-    /// Every bucket whose name begins so; empty: all of them.
-    Prefix(String),
-    /// Exactly this bucket.
-    Name(BucketName),
-}
-
-impl std::fmt::Display for BucketPattern {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Prefix(prefix) => write!(f, "{prefix}*"),
-            Self::Name(name) => write!(f, "{name}"),
-        }
-    }
 }
 
 /// A registration that cannot be understood.
@@ -156,7 +139,7 @@ impl StoreSet {
             let scheme: Scheme = store.scheme.parse()?;
             let identity = StoreIdentity::new(store.identity)?;
             for bucket in store.buckets {
-                let pattern = BucketPattern::parse(&name, &bucket)?;
+                let pattern = bucket_pattern(&name, &bucket)?;
                 let what = format!("{scheme} bucket {pattern}");
                 unique(
                     set.buckets.insert((scheme, pattern), identity.clone()),
@@ -208,36 +191,20 @@ fn unique(
     }
 }
 
-impl BucketPattern {
-    fn parse(store: &str, bucket: &str) -> Result<Self, InvalidRegistration> {
-        let prefix = bucket.strip_suffix('*');
-        if prefix.unwrap_or(bucket).contains('*') {
-            return Err(InvalidRegistration::Pattern {
-                store: store.to_owned(),
-                bucket: bucket.chars().take(80).collect(),
-            });
-        }
-        match prefix {
-            None => Ok(Self::Name(BucketName::new(bucket)?)),
-            Some("") => Ok(Self::Prefix(String::new())),
-            Some(prefix) => Ok(Self::Prefix(BucketName::new(prefix)?.as_str().to_owned())),
-        }
+fn bucket_pattern(store: &str, bucket: &str) -> Result<BucketPattern, InvalidRegistration> {
+    let prefix = bucket.strip_suffix('*');
+    if prefix.unwrap_or(bucket).contains('*') {
+        return Err(InvalidRegistration::Pattern {
+            store: store.to_owned(),
+            bucket: bucket.chars().take(80).collect(),
+        });
     }
-
-    /// Whether the store serves `bucket`.
-    pub(super) fn matches(&self, bucket: &BucketName) -> bool {
-        match self {
-            Self::Name(name) => name == bucket,
-            Self::Prefix(prefix) => bucket.as_str().starts_with(prefix.as_str()),
-        }
-    }
-
-    /// Of two that match, the one with the greater value wins.
-    pub(super) fn specificity(&self) -> usize {
-        match self {
-            Self::Name(_) => usize::MAX,
-            Self::Prefix(prefix) => prefix.len(),
-        }
+    match prefix {
+        None => Ok(BucketPattern::Name(BucketName::new(bucket)?)),
+        Some("") => Ok(BucketPattern::Prefix(String::new())),
+        Some(prefix) => Ok(BucketPattern::Prefix(
+            BucketName::new(prefix)?.as_str().to_owned(),
+        )),
     }
 }
 

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cachelet_protocol::block::BlockSize;
+use cachelet_protocol::bucket::BucketPattern;
 use cachelet_protocol::ids::{BucketName, NodeName, Scheme, StoreIdentity, WorkerUuid};
 use cachelet_protocol::rendezvous::Weight;
 
-use super::registration::{BucketPattern, StoreSet};
+use super::registration::StoreSet;
 use super::{Standing, Worker, WorkerId};
 
 /// Who is there, who may be named, and which store a bucket belongs to.
