@@ -6,8 +6,8 @@ use super::codec::{Decode, DecodeError, Encode, structure};
 use super::frame::{FrameHeader, FrameKind, HEADER_BYTES, MAX_CONTROL_BYTES, RequestId};
 use crate::block::{BlockIndex, PageSet};
 use crate::ids::{
-    BucketName, Epoch, FileId, Generation, Handle, NodeName, ObjectPath, Scheme, SessionId, StoreFingerprint,
-    StoreIdentity, WorkerUuid,
+    Epoch, FileId, Generation, Handle, NodeName, ObjectPath, SessionId, StoreFingerprint, StoreIdentity,
+    WorkerUuid,
 };
 
 /// A message that fills a control frame.
@@ -500,18 +500,6 @@ impl Open {
             length: 0,
             flags: OPEN_NO_DATA,
         }
-    }
-}
-
-impl Open {
-    /// The bucket asked for.
-    pub fn bucket(&self) -> &BucketName {
-        &self.path.bucket
-    }
-
-    /// The scheme asked for.
-    pub fn scheme(&self) -> Scheme {
-        self.path.scheme
     }
 }
 
