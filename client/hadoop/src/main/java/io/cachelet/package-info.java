@@ -1,0 +1,2 @@
+/** Cachelet for the JVM. */
+package io.cachelet;
