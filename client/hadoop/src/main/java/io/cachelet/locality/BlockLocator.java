@@ -18,11 +18,11 @@ import org.slf4j.LoggerFactory;
 /**
  * Tells a scheduler which executors are near a file's blocks. One a JVM; thread-safe.
  *
- * <p>A background thread asks the locality service, in batches: the first file of a plan brings the answers for all files
- * that were listed with it. Callers wait for it only as long as {@link PlanBudget} lets them; what arrives later serves
- * the next plan. An answer is good for {@link #FRESH_NANOS} and for exactly the nodes that executors run on; while the
- * service is slow or down, one of up to {@link #STALE_NANOS} does. Otherwise a file has no hosts, which costs a task no
- * wait.
+ * <p>A background thread asks the locality service, in batches: the first file of a plan brings the answers for all
+ * files that were listed with it. Callers wait for it only as long as {@link PlanBudget} lets them; what arrives later
+ * serves the next plan. An answer is good for {@link #FRESH_NANOS} and for exactly the nodes that executors run on;
+ * while the service is slow or down, one of up to {@link #STALE_NANOS} does. Otherwise a file has no hosts, which costs
+ * a task no wait.
  *
  * <p>Nothing is asked before an executor has said on which node it runs, and nothing here throws.
  */
@@ -41,14 +41,15 @@ public final class BlockLocator {
     /** Files waiting to be asked for; mostly one brings all of the others. */
     private static final int MAX_WANTED = 1_000;
 
-    private static final BlockLocator INSTANCE = new BlockLocator(ExecutorDirectory.get(), System::nanoTime);
+    private static final BlockLocator INSTANCE =
+            new BlockLocator(ExecutorDirectory.get(), System::nanoTime, PlanBudget.BUDGET_NANOS);
 
     private final ExecutorDirectory directory;
     /** Ages answers and failures. What callers wait is measured by the machine's clock. */
     private final LongSupplier clock;
 
     private final LocationService service = new LocationService();
-    private final PlanBudget budget = new PlanBudget();
+    private final PlanBudget budget;
 
     /** Guards everything below; the thread and those who wait for it meet here. */
     private final Object lock = new Object();
@@ -63,8 +64,9 @@ public final class BlockLocator {
     private long askingSinceNanos;
     private long failures;
 
-    BlockLocator(ExecutorDirectory directory, LongSupplier clock) {
+    BlockLocator(ExecutorDirectory directory, LongSupplier clock, long budgetNanos) {
         this.directory = directory;
+        this.budget = new PlanBudget(budgetNanos);
         this.clock = clock;
     }
 
@@ -91,8 +93,8 @@ public final class BlockLocator {
     }
 
     /**
-     * Tiles [0, length), each with at most three host strings of executors that live on the nodes to read it on, or none.
-     * Waits for no longer than what is left of {@link PlanBudget}; never throws.
+     * Tiles [0, length), each with at most three host strings of executors that live on the nodes to read it on, or
+     * none. Waits for no longer than what is left of {@link PlanBudget}; never throws.
      *
      * @param uri as in {@link #listed}
      * @param etag of the generation; null if unknown
@@ -267,8 +269,9 @@ public final class BlockLocator {
         wanted.clear();
         if (opened) {
             LOG.warn(
-                    "the locality service at {} failed {} times in a row, the last time with: {}. Files have no preferred"
-                            + " hosts until it answers; it is asked again in {} s. Check that the driver reaches it.",
+                    "the locality service at {} failed {} times in a row, the last time with: {}. Files have no"
+                            + " preferred hosts until it answers; it is asked again in {} s. Check that the driver"
+                            + " reaches it.",
                     batch.service,
                     Breaker.FAILURES,
                     failure.toString(),

@@ -13,8 +13,8 @@ import java.util.TreeSet;
  * The live executors of this application: on which node each runs, and by which host string the scheduler knows it.
  *
  * <p>Invariants: host strings are kept byte for byte, because Spark matches them as strings ({@code [fd00::1]} with its
- * brackets included); an executor whose node is unknown, or a virtual node, is never named; an executor that was removed
- * never comes back, even if its registration arrives late.
+ * brackets included); an executor whose node is unknown, or a virtual node, is never named; an executor that was
+ * removed never comes back, even if its registration arrives late.
  *
  * <p>Thread-safe. Readers take a {@link Snapshot} and never wait.
  */
@@ -182,7 +182,10 @@ public final class ExecutorDirectory {
             this.hosts = hosts;
         }
 
-        /** The distinct host strings of a node's executors, in a stable order; null if there are none. Not to be changed. */
+        /**
+         * The distinct host strings of a node's executors, in a stable order; null if there are none. Not to be
+         * changed.
+         */
         String[] hosts(String node) {
             return hosts.get(node);
         }

@@ -22,7 +22,8 @@ import java.util.concurrent.TimeUnit;
  * {@code POST /v1/locations} of the locality service.
  *
  * <p>What comes back is not trusted: its size and the time it takes are bounded, whatever is malformed is an error, and
- * what is well formed but wrong becomes tiles without nodes. Not thread-safe; blocks, so only background threads call it.
+ * what is well formed but wrong becomes tiles without nodes. Not thread-safe; blocks, so only background threads call
+ * it.
  */
 final class LocationService {
     /** The service's default of {@code max_request_paths}. */
@@ -34,7 +35,9 @@ final class LocationService {
     private static final long ANSWER_TIMEOUT_NANOS = TimeUnit.SECONDS.toNanos(5);
     /** The service's answers are bounded to 200,000 blocks of at most four nodes. */
     private static final long MAX_ANSWER_BYTES = 128L << 20;
-    /** Half of the service's default of {@code max_request_body_bytes}; the rest of the paths go into a next request. */
+    /**
+     * Half of the service's default of {@code max_request_body_bytes}; the rest of the paths go into a next request.
+     */
     private static final int MAX_REQUEST_BYTES = 8 << 20;
 
     private static final JsonFactory JSON = new JsonFactory();
@@ -133,7 +136,9 @@ final class LocationService {
     }
 
     private void refused(int status, int paths, URL url) throws IOException {
-        if ((status == HttpURLConnection.HTTP_BAD_REQUEST || status == HttpURLConnection.HTTP_ENTITY_TOO_LARGE) && paths > 1) {
+        boolean tooLarge =
+                status == HttpURLConnection.HTTP_BAD_REQUEST || status == HttpURLConnection.HTTP_ENTITY_TOO_LARGE;
+        if (tooLarge && paths > 1) {
             // Its limits are settings: this one may be lower than the default.
             maxPaths = Math.max(1, paths / 4);
         }
@@ -172,7 +177,8 @@ final class LocationService {
         return body.toByteArray();
     }
 
-    private static void answers(InputStream in, Map<String, Path> asked, Map<String, Answer> answers) throws IOException {
+    private static void answers(InputStream in, Map<String, Path> asked, Map<String, Answer> answers)
+            throws IOException {
         Map<String, String> names = new HashMap<>();
         try (JsonParser json = JSON.createParser(in)) {
             expect(json.nextToken(), JsonToken.START_OBJECT);

@@ -4,11 +4,11 @@ package io.cachelet.locality;
  * How long a thread may still wait for locations.
  *
  * <p>A file system is not told where a plan begins or ends: it is asked for one file after the other. So the limit of a
- * plan is a sliding one: a thread waits at most {@link #BUDGET_NANOS} within any {@link #WINDOW_NANOS}. A plan that takes no
- * longer than the window waits no longer than the budget in total, a longer one at most 4 % of its time. It is a thread's
- * and not the JVM's, because threads that plan together wait at the same time, and a query whose service answers must not
- * go without hosts because another one waited. The window is as long as answers are kept: within it, a thread that got
- * its answers does not wait again.
+ * plan is a sliding one: a thread waits at most {@link #BUDGET_NANOS} within any {@link #WINDOW_NANOS}. A plan that
+ * takes no longer than the window waits no longer than the budget in total, a longer one at most 4 % of its time. It is
+ * a thread's and not the JVM's, because threads that plan together wait at the same time, and a query whose service
+ * answers must not go without hosts because another one waited. The window is as long as answers are kept: within it, a
+ * thread that got its answers does not wait again.
  */
 final class PlanBudget {
     static final long BUDGET_NANOS = 200_000_000L;
@@ -19,10 +19,16 @@ final class PlanBudget {
 
     private final ThreadLocal<long[]> waits = ThreadLocal.withInitial(() -> new long[2 * WAITS + 1]);
 
+    private final long budgetNanos;
+
+    PlanBudget(long budgetNanos) {
+        this.budgetNanos = budgetNanos;
+    }
+
     /** What the calling thread may still wait. */
     long leftNanos(long nowNanos) {
         long[] ring = waits.get();
-        long left = BUDGET_NANOS;
+        long left = budgetNanos;
         for (int i = 0; i < WAITS; i++) {
             if (ring[2 * i + 1] > 0 && nowNanos - ring[2 * i] < WINDOW_NANOS) {
                 left -= ring[2 * i + 1];

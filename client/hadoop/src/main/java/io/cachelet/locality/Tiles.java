@@ -10,16 +10,16 @@ import org.apache.hadoop.fs.BlockLocation;
 /**
  * One object cut into tiles, each with the nodes to read it on, best first.
  *
- * <p>Invariant: tiles cover [0, length) exactly, in order and without overlap, whatever a service answered; an answer that
- * does not becomes one tile without nodes. Immutable.
+ * <p>Invariant: tiles cover [0, length) exactly, in order and without overlap, whatever a service answered; an answer
+ * that does not becomes one tile without nodes. Immutable.
  */
 final class Tiles {
     /** A task can name three hosts; Spark drops what is beyond. */
     static final int MAX_HOSTS = 3;
 
     /**
-     * Blocks smaller than this are joined. Spark gives a split the hosts of the one block that it overlaps most, so that
-     * with blocks of 1 MiB a single one of them would decide for a split of 128 MiB.
+     * Blocks smaller than this are joined. Spark gives a split the hosts of the one block that it overlaps most, so
+     * that with blocks of 1 MiB a single one of them would decide for a split of 128 MiB.
      */
     static final long MIN_TILE_BYTES = 32L << 20;
 
@@ -159,7 +159,9 @@ final class Tiles {
 
         private String[] byWeight() {
             List<Map.Entry<String, Long>> ranked = new ArrayList<>(tileNodes.entrySet());
-            ranked.sort(Map.Entry.<String, Long>comparingByValue().reversed().thenComparing(Map.Entry.comparingByKey()));
+            ranked.sort(Map.Entry.<String, Long>comparingByValue()
+                    .reversed()
+                    .thenComparing(Map.Entry.comparingByKey()));
             String[] names = new String[Math.min(ranked.size(), MAX_NODES)];
             for (int i = 0; i < names.length; i++) {
                 names[i] = ranked.get(i).getKey();

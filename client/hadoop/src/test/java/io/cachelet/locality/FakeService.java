@@ -66,8 +66,8 @@ final class FakeService implements AutoCloseable {
     }
 
     static String location(String path, long size, String... blocks) {
-        return "{\"path\":\"" + path + "\",\"known\":true,\"size_bytes\":" + size + ",\"block_bytes\":134217728,\"blocks\":["
-                + String.join(",", blocks) + "]}";
+        return "{\"path\":\"" + path + "\",\"known\":true,\"size_bytes\":" + size
+                + ",\"block_bytes\":134217728,\"blocks\":[" + String.join(",", blocks) + "]}";
     }
 
     static String block(long offset, long length, String state, String... nodes) {
