@@ -73,6 +73,11 @@ impl Application {
         self
     }
 
+    /// Adds arguments of the program.
+    pub fn args<A: AsRef<OsStr>>(self, args: impl IntoIterator<Item = A>) -> Self {
+        args.into_iter().fold(self, Self::arg)
+    }
+
     /// Sets one of Spark's settings.
     pub fn setting(mut self, key: &str, value: &str) -> Self {
         self.settings.insert(key.to_owned(), value.to_owned());

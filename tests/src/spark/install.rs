@@ -18,8 +18,15 @@ pub enum Release {
 }
 
 impl Release {
+    /// The release of a line: 3.5 or 4.1.
+    pub fn of_line(line: &str) -> Option<Self> {
+        [Self::Spark3, Self::Spark4]
+            .into_iter()
+            .find(|release| release.line() == line)
+    }
+
     /// As `scripts/spark-env` calls it.
-    fn line(self) -> &'static str {
+    pub fn line(self) -> &'static str {
         match self {
             Self::Spark3 => "3.5",
             Self::Spark4 => "4.1",
