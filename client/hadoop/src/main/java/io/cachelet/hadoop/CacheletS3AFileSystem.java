@@ -4,6 +4,7 @@ import java.io.FileNotFoundException;
 import java.io.IOException;
 import java.net.URI;
 import java.util.ArrayList;
+import java.util.Collections;
 import java.util.EnumSet;
 import java.util.List;
 import java.util.concurrent.CompletableFuture;
@@ -50,6 +51,10 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
   private static final String MAGIC = "__magic";
   private static final String SELECT = "fs.s3a.select.sql";
   private static final long UNKNOWN_STORE_NANOS = 30_000_000_000L;
+
+  /** What {@code open} means in terms of {@code openFile}. */
+  private static final OpenFileParameters PLAIN =
+      new OpenFileParameters().withMandatoryKeys(Collections.emptySet()).withOptions(new Configuration(false));
 
   private ReadSettings settings;
   private RememberedStatuses<S3AFileStatus> remembered;
@@ -103,7 +108,7 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
       ReadMetrics.fellBack(why);
       return super.open(file, bufferSize);
     }
-    S3AFile opened = resolve(path, new OpenFileParameters().withOptions(new Configuration(false)));
+    S3AFile opened = resolve(path, PLAIN);
     if (opened == null) {
       return super.open(file, bufferSize);
     }
