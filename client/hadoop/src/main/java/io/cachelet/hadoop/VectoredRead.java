@@ -88,6 +88,10 @@ final class VectoredRead {
           break;
         }
       }
+      while (done < ranges.size() && !reader.isPinned()) {
+        readFromOrigin(ranges.get(done));
+        done++;
+      }
       if (done < ranges.size()) {
         List<FileRange> rest = ranges.subList(done, ranges.size());
         reader.withStock(
@@ -142,6 +146,17 @@ final class VectoredRead {
       range.setData(CompletableFuture.completedFuture(buffer));
     }
     return true;
+  }
+
+  private void readFromOrigin(FileRange range) throws IOException {
+    ByteBuffer buffer = allocate.apply(range.getLength());
+    buffer.limit(buffer.position() + range.getLength());
+    long at = range.getOffset();
+    while (buffer.hasRemaining()) {
+      at += reader.readAlone(at, new Target(buffer));
+    }
+    buffer.flip();
+    range.setData(CompletableFuture.completedFuture(buffer));
   }
 
   /** Buffers for the next ranges, up to a batch; says whether all are direct. */
