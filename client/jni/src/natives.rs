@@ -130,10 +130,11 @@ extern "system" fn Java_io_cachelet_client_Native_setRequestTimeoutMillis<'local
     env: EnvUnowned<'local>,
     _class: JClass<'local>,
     client: jlong,
-    _millis: jlong,
+    millis: jlong,
 ) {
     call(env, |_| {
-        open::client(client)?;
+        let timeout = Duration::from_millis(unsigned(millis)?);
+        open::client(client)?.client.set_request_timeout(timeout);
         Ok(())
     });
 }
@@ -169,8 +170,11 @@ extern "system" fn Java_io_cachelet_client_Native_filledBytes<'local>(
     client: jlong,
 ) -> JLongArray<'local> {
     call(env, |env| {
-        open::client(client)?;
-        longs(env, &[-1, -1])
+        let filled = open::client(client)?.client.filled_bytes()?;
+        let numbers = filled.map_or([-1, -1], |filled| {
+            [filled.origin_bytes, filled.peer_bytes].map(|bytes| jlong::try_from(bytes).unwrap_or(jlong::MAX))
+        });
+        longs(env, &numbers)
     })
 }
 
@@ -305,19 +309,18 @@ extern "system" fn Java_io_cachelet_client_Native_readArray<'local>(
             if chunk.len() < most {
                 chunk.resize(most, 0);
             }
-            let mut done = 0;
-            while done < length {
-                let part = &mut chunk[..most.min(length - done)];
-                let read = opened
-                    .object
-                    .read_at(part, position.saturating_add(done as u64))?;
-                if read == 0 {
-                    break;
-                }
-                array.set_region(env, (start + done) as jint, signed(&part[..read]))?;
-                done += read;
-            }
-            Ok(read_or_end(done, length))
+            let mut at = start;
+            let read = opened.object.read_through(
+                position,
+                length as u64,
+                &mut chunk[..most],
+                |bytes| -> Result<(), Failure> {
+                    array.set_region(env, at as jint, signed(bytes))?;
+                    at += bytes.len();
+                    Ok(())
+                },
+            )?;
+            Ok(read_or_end(read as usize, length))
         })
     })
 }
@@ -328,17 +331,16 @@ extern "system" fn Java_io_cachelet_client_Native_readDirect<'local>(
     _class: JClass<'local>,
     object: jlong,
     position: jlong,
-    mut buffer: JByteBuffer<'local>,
+    buffer: JByteBuffer<'local>,
     offset: jint,
     length: jint,
 ) -> jint {
     call(env, |env| {
         let position = unsigned(position)?;
         let opened = open::object(object)?;
-        let memory = direct(env, &mut buffer, offset, length)?;
-        let length = memory.len();
-        let read = opened.object.read_at(memory, position)?;
-        Ok(read_or_end(read, length))
+        let mut memory = Memory::of(env, &buffer, offset, length)?;
+        let read = opened.object.read_at(memory.as_mut(), position)?;
+        Ok(read_or_end(read, memory.length))
     })
 }
 
@@ -364,12 +366,15 @@ extern "system" fn Java_io_cachelet_client_Native_readVectored<'local>(
         lengths.get_region(env, 0, &mut how_many)?;
         let mut into = vec![0; count];
         offsets.get_region(env, 0, &mut into)?;
+        let mut ranges = Vec::with_capacity(count);
         for (index, position) in at.iter().enumerate() {
-            let mut buffer = buffers.get_element(env, index)?;
-            let memory = direct(env, &mut buffer, into[index], how_many[index])?;
-            opened.object.read_exact_at(memory, unsigned(*position)?)?;
+            // The array keeps the buffer alive, and this call the array.
+            let buffer = buffers.get_element(env, index)?;
+            let memory = Memory::of(env, &buffer, into[index], how_many[index])?;
             env.delete_local_ref(buffer);
+            ranges.push((unsigned(*position)?, memory));
         }
+        opened.object.read_ranges(&mut ranges)?;
         Ok(())
     });
 }
@@ -419,28 +424,41 @@ fn read_or_end(read: usize, asked: usize) -> jint {
     if read == 0 && asked > 0 { -1 } else { read as jint }
 }
 
-/// The bytes of a direct buffer from `offset` on.
-///
-/// The lifetime is the buffer reference's: the JVM frees the memory after the buffer is collected, and it is not
-/// collected while the call holds the reference.
-fn direct<'buffer>(
-    env: &Env<'_>,
-    buffer: &'buffer mut JByteBuffer<'_>,
-    offset: jint,
-    length: jint,
-) -> Result<&'buffer mut [u8], Failure> {
-    let not_direct = |_| Failure::Argument("the buffer is not direct");
-    let capacity = env.get_direct_buffer_capacity(buffer).map_err(not_direct)?;
-    let (offset, length) = within(offset, length, capacity)?;
-    if length == 0 {
-        return Ok(&mut []);
+/// Bytes of a direct buffer, for as long as the call that was given the buffer.
+struct Memory {
+    address: *mut u8,
+    length: usize,
+}
+
+impl Memory {
+    /// `length` bytes of the buffer from `offset` on.
+    fn of(env: &Env<'_>, buffer: &JByteBuffer<'_>, offset: jint, length: jint) -> Result<Self, Failure> {
+        let not_direct = |_| Failure::Argument("the buffer is not direct");
+        let capacity = env.get_direct_buffer_capacity(buffer).map_err(not_direct)?;
+        let (offset, length) = within(offset, length, capacity)?;
+        if length == 0 {
+            let address = std::ptr::NonNull::dangling().as_ptr();
+            return Ok(Self { address, length });
+        }
+        let address = env.get_direct_buffer_address(buffer).map_err(not_direct)?;
+        Ok(Self {
+            // SAFETY: The JVM says that `capacity` bytes are at the buffer's address, and `within` has seen that the range
+            // is within them (`aRangeOutsideItsBufferIsRefusedByTheLibraryToo`).
+            address: unsafe { address.add(offset) },
+            length,
+        })
     }
-    let address = env.get_direct_buffer_address(buffer).map_err(not_direct)?;
-    // SAFETY: The JVM says that `capacity` bytes are at `address`, and `within` has seen that the range is within them
-    // (`aRangeOutsideItsBufferIsRefusedByTheLibraryToo`). A direct buffer's memory is zeroed when it is made, so it is
-    // initialised. Java threads that use the same buffer meanwhile see torn bytes, as with every read into a buffer;
-    // no Rust code looks at the bytes after it has written them.
-    Ok(unsafe { std::slice::from_raw_parts_mut(address.add(offset), length) })
+}
+
+impl AsMut<[u8]> for Memory {
+    fn as_mut(&mut self) -> &mut [u8] {
+        // SAFETY: The bytes are the buffer's, see `of`. They stay where they are while a reference to the buffer lives,
+        // which the call's arguments do longer than this value. They are initialised, because a direct buffer's memory is
+        // zeroed when it is made. Two values may name the same bytes, where Java passes a buffer twice, but each lends them
+        // for one read only, and nothing in Rust looks at them afterwards; Java threads that look at them meanwhile see
+        // what any read into a shared buffer shows them.
+        unsafe { std::slice::from_raw_parts_mut(self.address, self.length) }
+    }
 }
 
 /// A range of an array or buffer.

@@ -3,18 +3,24 @@ package io.cachelet.hadoop;
 import java.io.FileNotFoundException;
 import java.io.IOException;
 import java.net.URI;
+import java.util.ArrayList;
+import java.util.EnumSet;
+import java.util.List;
 import java.util.concurrent.CompletableFuture;
-import java.util.concurrent.CompletionException;
-import java.util.concurrent.Executor;
 
 import io.cachelet.client.NativeLibrary;
+import io.cachelet.locality.BlockLocator;
 import org.apache.hadoop.conf.Configuration;
+import org.apache.hadoop.fs.BlockLocation;
 import org.apache.hadoop.fs.CreateFlag;
 import org.apache.hadoop.fs.FSDataInputStream;
 import org.apache.hadoop.fs.FSDataOutputStream;
 import org.apache.hadoop.fs.FSDataOutputStreamBuilder;
 import org.apache.hadoop.fs.FileStatus;
+import org.apache.hadoop.fs.LocatedFileStatus;
 import org.apache.hadoop.fs.Path;
+import org.apache.hadoop.fs.PathFilter;
+import org.apache.hadoop.fs.RemoteIterator;
 import org.apache.hadoop.fs.impl.OpenFileParameters;
 import org.apache.hadoop.fs.permission.FsPermission;
 import org.apache.hadoop.fs.s3a.RemoteFileChangedException;
@@ -29,6 +35,7 @@ import org.apache.hadoop.fs.statistics.IOStatistics;
 import org.apache.hadoop.fs.statistics.IOStatisticsAggregator;
 import org.apache.hadoop.util.Progressable;
 import org.apache.hadoop.util.functional.FutureIO;
+import org.apache.hadoop.util.functional.RemoteIterators;
 
 /**
  * S3A, with reads through the Cachelet daemon of this node, and block locations. Users set
@@ -321,6 +328,107 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
     return status;
   }
 
+  // Listings, with statuses that know where blocks are.
+
+  @Override
+  public FileStatus[] listStatus(Path directory) throws IOException {
+    Listing listing = new Listing();
+    FileStatus[] stock = super.listStatus(directory);
+    FileStatus[] located = new FileStatus[stock.length];
+    for (int i = 0; i < stock.length; i++) {
+      located[i] = listing.located(stock[i]);
+    }
+    return located;
+  }
+
+  @Override
+  public RemoteIterator<FileStatus> listStatusIterator(Path directory) throws IOException {
+    Listing listing = new Listing();
+    return RemoteIterators.mappingRemoteIterator(super.listStatusIterator(directory), listing::located);
+  }
+
+  @Override
+  public RemoteIterator<LocatedFileStatus> listLocatedStatus(Path directory, PathFilter filter) throws IOException {
+    Listing listing = new Listing();
+    return RemoteIterators.mappingRemoteIterator(super.listLocatedStatus(directory, filter), listing::relocated);
+  }
+
+  @Override
+  public RemoteIterator<LocatedFileStatus> listFiles(Path directory, boolean recursive) throws IOException {
+    Listing listing = new Listing();
+    return RemoteIterators.mappingRemoteIterator(super.listFiles(directory, recursive), listing::relocated);
+  }
+
+  /** One listing under way: what it tells is as old as its beginning. */
+  private final class Listing {
+    private final long changes = remembered.changesSoFar();
+    private final long asked = System.nanoTime();
+
+    FileStatus located(FileStatus status) {
+      S3AFileStatus own = withEtag(status);
+      if (own == null) {
+        return status;
+      }
+      if (remembered.isWorthKeeping(own.getPath())) {
+        remembered.remember(own.getPath(), own, changes, asked);
+      }
+      return CacheletFileStatus.listed(own);
+    }
+
+    LocatedFileStatus relocated(LocatedFileStatus status) {
+      FileStatus located = located(status);
+      return located instanceof CacheletFileStatus ? (CacheletFileStatus) located : unlocated(status);
+    }
+
+    /** A directory, or a file of no known generation: no hosts, because S3A's would match nobody. */
+    private LocatedFileStatus unlocated(LocatedFileStatus status) {
+      if (!status.isFile()) {
+        return status;
+      }
+      return new LocatedFileStatus(status, nowhere(status.getLen()));
+    }
+  }
+
+  private static BlockLocation[] nowhere(long length) {
+    return new BlockLocation[] {new BlockLocation(new String[0], new String[0], 0, length)};
+  }
+
+  @Override
+  public BlockLocation[] getFileBlockLocations(FileStatus file, long start, long length) throws IOException {
+    if (file == null) {
+      return null;
+    }
+    if (start < 0 || length < 0) {
+      throw new IllegalArgumentException("Invalid start or len parameter: " + start + ", " + length);
+    }
+    if (file.getLen() <= start) {
+      return new BlockLocation[0];
+    }
+    S3AFileStatus own = withEtag(file);
+    BlockLocation[] all =
+        own == null
+            ? nowhere(file.getLen())
+            : BlockLocator.get().locate(makeQualified(own.getPath()).toString(), own.getEtag(), own.getLen());
+    long end = length > Long.MAX_VALUE - start ? Long.MAX_VALUE : start + length;
+    List<BlockLocation> overlapping = new ArrayList<>();
+    for (BlockLocation location : all) {
+      if (location.getOffset() < end && location.getOffset() + location.getLength() > start) {
+        overlapping.add(location);
+      }
+    }
+    return overlapping.toArray(new BlockLocation[0]);
+  }
+
+  @Override
+  public BlockLocation[] getFileBlockLocations(Path file, long start, long length) throws IOException {
+    if (file == null) {
+      throw new NullPointerException();
+    }
+    Path path = makeQualified(file);
+    FileStatus known = closed ? null : remembered.forOpen(path, System.nanoTime());
+    return getFileBlockLocations(known == null ? ask(path) : known, start, length);
+  }
+
   // What changes files: forgotten before, so that nobody reads what is going away, and after.
 
   @Override
@@ -333,7 +441,7 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
 
   @Override
   public FSDataOutputStream createNonRecursive(
-      Path file, FsPermission permission, java.util.EnumSet<CreateFlag> flags, int bufferSize, short replication,
+      Path file, FsPermission permission, EnumSet<CreateFlag> flags, int bufferSize, short replication,
       long blockSize, Progressable progress) throws IOException {
     remembered.writes(makeQualified(file));
     return super.createNonRecursive(file, permission, flags, bufferSize, replication, blockSize, progress);
