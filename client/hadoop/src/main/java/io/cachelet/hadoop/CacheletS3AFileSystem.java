@@ -323,7 +323,11 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
     long changes = remembered.changesSoFar();
     long now = System.nanoTime();
     S3AFileStatus status = (S3AFileStatus) super.getFileStatus(path);
-    remembered.remember(path, status, changes, now, forOpen);
+    if (forOpen) {
+      remembered.rememberForOpen(path, status, changes, now, System.nanoTime());
+    } else {
+      remembered.remember(path, status, changes, now);
+    }
     return status;
   }
 
@@ -368,7 +372,7 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
       if (own == null) {
         return status;
       }
-      remembered.remember(own.getPath(), own, changes, asked, false);
+      remembered.remember(own.getPath(), own, changes, asked);
       return CacheletFileStatus.listed(own);
     }
 

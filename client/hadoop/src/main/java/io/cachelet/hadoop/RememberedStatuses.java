@@ -51,16 +51,21 @@ final class RememberedStatuses<S extends FileStatus> {
    *
    * @param changesBefore what {@link #changesSoFar} said before the request was sent
    * @param asked when the request was sent, as {@link System#nanoTime()}
-   * @param forOpen whether this thread asked for the status by itself, and may open the file with it
    */
-  void remember(Path path, S status, long changesBefore, long asked, boolean forOpen) {
-    if (!status.isFile() || !forOpen && freshness.maxAgeNanos(path) == 0) {
-      return;
+  void remember(Path path, S status, long changesBefore, long asked) {
+    if (freshness.maxAgeNanos(path) > 0) {
+      remember(path, changesBefore, new Known<>(status, asked, asked, NOBODY));
     }
-    synchronized (this) {
-      if (!off && changes == changesBefore && !written.contains(path)) {
-        entries.put(path, new Known<>(status, asked, forOpen ? Thread.currentThread().getId() : NOBODY));
-      }
+  }
+
+  /** As the other, of a status that this thread asked for by itself, and may open the file with once. */
+  void rememberForOpen(Path path, S status, long changesBefore, long asked, long answered) {
+    remember(path, changesBefore, new Known<>(status, asked, answered, Thread.currentThread().getId()));
+  }
+
+  private synchronized void remember(Path path, long changesBefore, Known<S> known) {
+    if (!off && changes == changesBefore && known.status.isFile() && !written.contains(path)) {
+      entries.put(path, known);
     }
   }
 
@@ -91,7 +96,7 @@ final class RememberedStatuses<S extends FileStatus> {
         return null;
       }
       entry.thread = NOBODY;
-      return now - entry.asked < OPEN_NANOS ? entry.status : null;
+      return now - entry.answered < OPEN_NANOS ? entry.status : null;
     }
   }
 
@@ -137,12 +142,14 @@ final class RememberedStatuses<S extends FileStatus> {
   private static final class Known<S> {
     final S status;
     final long asked;
+    final long answered;
     /** Who may open the file with it; {@link #NOBODY} once that was done. */
     long thread;
 
-    Known(S status, long asked, long thread) {
+    Known(S status, long asked, long answered, long thread) {
       this.status = status;
       this.asked = asked;
+      this.answered = answered;
       this.thread = thread;
     }
   }
