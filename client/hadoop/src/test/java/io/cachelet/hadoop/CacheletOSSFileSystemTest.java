@@ -84,8 +84,9 @@ public class CacheletOSSFileSystemTest {
   }
 
   private void list(HttpExchange exchange) throws IOException {
-    StringBuilder xml = new StringBuilder("<?xml version=\"1.0\"?><ListBucketResult><Name>lake</Name><Prefix></Prefix>");
-    xml.append("<KeyCount>").append(objects.size()).append("</KeyCount><MaxKeys>1000</MaxKeys><Delimiter>/</Delimiter><IsTruncated>false</IsTruncated>");
+    StringBuilder xml = new StringBuilder("<?xml version=\"1.0\"?><ListBucketResult><Name>lake</Name>");
+    xml.append("<Prefix></Prefix><KeyCount>").append(objects.size()).append("</KeyCount><MaxKeys>1000</MaxKeys>");
+    xml.append("<Delimiter>/</Delimiter><IsTruncated>false</IsTruncated>");
     objects.forEach(
         (key, object) ->
             xml.append("<Contents><Key>").append(key).append("</Key><Size>").append(object.length)
