@@ -17,11 +17,15 @@ import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicLong;
 import org.apache.hadoop.fs.BlockLocation;
 import org.junit.After;
+import org.junit.Rule;
 import org.junit.Test;
+import org.junit.rules.Timeout;
 
 /** Look-ups against a service that answers well, badly, late or not at all. */
 public class BlockLocatorTest {
   private static final long MIB = 1L << 20;
+
+  @Rule public final Timeout limit = Timeout.seconds(120);
 
   private final AtomicLong clock = new AtomicLong();
   private final ExecutorDirectory directory = new ExecutorDirectory();
