@@ -48,8 +48,9 @@ install_once() {
     exec {lock}>&-
 }
 
-# pip_install <package==version> <dir>: a virtual environment holding one package.
+# pip_install <package==version>... <dir>: a virtual environment holding these packages.
 pip_install() {
+    local dir=${*: -1}
     need python3 "Python 3.11 with venv (apt-get install python3-venv)"
-    python3 -m venv "$2" && "$2/bin/pip" install --quiet --disable-pip-version-check "$1" >&2
+    python3 -m venv "$dir" && "$dir/bin/pip" install --quiet --disable-pip-version-check "${@:1:$#-1}" >&2
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use cachelet_protocol::ids::{Generation, ObjectPath, StoreFingerprint};
 use cachelet_protocol::wire::{OPEN_NO_DATA, OPEN_NO_GRANT, Open, StoreRef};
 
+use crate::deadline::{Deadline, RequestTimeout};
 use crate::error::Error;
 use crate::grant::Registry;
 use crate::object::block::MAX_OBJECT_BYTES;
@@ -21,7 +22,7 @@ use crate::options::{Options, Target};
 use crate::session::control::Control;
 use crate::session::pending::{Follow, lock};
 use crate::session::stream::{Address, ConnectError};
-use crate::session::{Session, WorkerInfo};
+use crate::session::{Connecting, FilledBytes, Session, WorkerInfo};
 use crate::stats::{Counters, Stats};
 
 /// How long a client reads inline after descriptors failed to arrive.
@@ -146,6 +147,7 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) counters: Arc<Counters>,
     pub(crate) held: Arc<Held>,
+    pub(crate) timeout: Arc<RequestTimeout>,
     link: Mutex<Link>,
     started: Instant,
 }
@@ -168,6 +170,7 @@ impl Client {
                     keep_closed: options.keep_closed_objects,
                 }),
                 counters,
+                timeout: Arc::new(RequestTimeout::new(options.request_timeout)),
                 link: Mutex::new(Link {
                     backoff: options.reconnect_backoff,
                     ..Link::default()
@@ -180,7 +183,13 @@ impl Client {
 
     /// Connects now, unless connected, and says to whom.
     pub fn connect(&self) -> Result<WorkerInfo, Error> {
-        Ok(self.shared.session()?.worker())
+        let deadline = Deadline::after(self.shared.options.connect_timeout);
+        Ok(self.shared.session(deadline)?.worker())
+    }
+
+    /// Changes the longest wait for an answer, for opens and reads that begin from now on.
+    pub fn set_request_timeout(&self, timeout: Duration) {
+        self.shared.timeout.set(timeout);
     }
 
     /// Opens an object. Costs no message if the same generation is open already and the caller named it.
@@ -197,8 +206,9 @@ impl Client {
         }
         let mut attempts = shared.options.reconnect_attempts;
         loop {
-            let session = shared.session()?;
-            match shared.open_in(&session, &key, request) {
+            let deadline = shared.timeout.begin();
+            let session = shared.session(deadline)?;
+            match shared.open_in(&session, &key, request, deadline) {
                 Err(error) if error.lost_connection() && attempts > 0 && session.ended().is_some() => {
                     attempts -= 1;
                 }
@@ -209,7 +219,16 @@ impl Client {
 
     /// Asks the daemon to forget every block of an object; says how many it forgot.
     pub fn invalidate(&self, path: &ObjectPath, fingerprint: Option<StoreFingerprint>) -> Result<u32, Error> {
-        self.shared.session()?.invalidate(StoreRef { fingerprint }, path)
+        let deadline = self.shared.timeout.begin();
+        let session = self.shared.session(deadline)?;
+        session.invalidate(StoreRef { fingerprint }, path, deadline)
+    }
+
+    /// What the daemon fetched because of the present session, since that began; `None` from a daemon that is too old to
+    /// tell. Costs a message.
+    pub fn filled_bytes(&self) -> Result<Option<FilledBytes>, Error> {
+        let deadline = self.shared.timeout.begin();
+        self.shared.session(deadline)?.tally(deadline)
     }
 
     /// Where all bytes came from so far, and how many messages that took.
@@ -266,6 +285,7 @@ impl Shared {
         session: &Arc<Session>,
         key: &Key,
         request: &OpenRequest,
+        deadline: Deadline,
     ) -> Result<Object, Error> {
         let first = request.first_range.clone();
         let mut open = key.open(request.generation.clone(), first.clone().unwrap_or(0..0));
@@ -281,7 +301,7 @@ impl Shared {
                 .make_room(block_bytes, session.max_held_bytes());
         }
         let (opened, follow) = session
-            .open(&open)
+            .open(&open, deadline)
             .map_err(|error| error.about(&key.path, request.generation.as_ref()))?;
         Counters::add(&self.counters.opens, 1);
         key.check_generation(session, &opened, request.generation.as_ref())?;
@@ -385,7 +405,7 @@ impl Shared {
     }
 
     /// The live session, or a new one. After a failure it fails at once until the backoff is over.
-    pub(crate) fn session(&self) -> Result<Arc<Session>, Error> {
+    pub(crate) fn session(&self, deadline: Deadline) -> Result<Arc<Session>, Error> {
         let mut link = lock(&self.link);
         let mut failure = None;
         if let Some(session) = &link.session {
@@ -411,9 +431,10 @@ impl Shared {
         {
             return Err(error.clone());
         }
-        let now = Instant::now();
-        let grants = !self.options.inline_only && link.without_grants_until.is_none_or(|until| until <= now);
-        match self.connect(grants) {
+        let began = Instant::now();
+        let grants =
+            !self.options.inline_only && link.without_grants_until.is_none_or(|until| until <= began);
+        match self.connect(grants, deadline) {
             Ok(session) => {
                 if link.connected_before {
                     Counters::add(&self.counters.reconnects, 1);
@@ -427,15 +448,28 @@ impl Shared {
                 Ok(session)
             }
             Err(error) => {
+                // One that had to be waited for is not waited for again and again.
+                link.backoff = link.backoff.max(4 * began.elapsed());
                 link.failed(error.clone(), self.options.max_reconnect_backoff);
                 Err(error)
             }
         }
     }
 
-    fn connect(&self, grants: bool) -> Result<Session, Error> {
+    fn connect(&self, grants: bool, deadline: Deadline) -> Result<Session, Error> {
+        // All sockets of the directory together.
+        let deadline = Deadline::after(self.options.connect_timeout.min(deadline.left()));
         let connect_to = |address: &Address, token: &str| {
-            Session::connect(address, &self.options, token, grants, &self.counters, &self.held)
+            let connecting = Connecting {
+                address,
+                token,
+                options: &self.options,
+                grants,
+                timeout: &self.timeout,
+                counters: &self.counters,
+                held: &self.held,
+            };
+            Session::connect(&connecting, deadline)
         };
         match &self.options.target {
             Target::Local { socket_dir } => connect_local(socket_dir, |address| connect_to(address, "")),
@@ -453,8 +487,9 @@ impl Shared {
 
 impl Link {
     fn failed(&mut self, error: Error, max_backoff: Duration) {
-        self.failure = Some((error, Instant::now() + self.backoff));
-        self.backoff = (self.backoff * 2).min(max_backoff);
+        let backoff = self.backoff.min(max_backoff);
+        self.failure = Some((error, Instant::now() + backoff));
+        self.backoff = (backoff * 2).min(max_backoff);
     }
 }
 

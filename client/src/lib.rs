@@ -24,6 +24,7 @@
 //! data connection straight into the caller's buffer.
 
 mod client;
+mod deadline;
 mod error;
 mod grant;
 mod object;
@@ -35,5 +36,5 @@ pub use client::{Client, OpenRequest};
 pub use error::{Error, ExpectedGeneration};
 pub use object::Object;
 pub use options::{DEFAULT_SOCKET_DIR, Identity, Options, Target};
-pub use session::WorkerInfo;
+pub use session::{FilledBytes, WorkerInfo};
 pub use stats::Stats;

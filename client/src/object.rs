@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use cachelet_protocol::block::{BlockIndex, PageSet};
 use cachelet_protocol::ids::Generation;
 
 pub(crate) use self::inner::Inner;
@@ -68,40 +69,129 @@ impl Object {
     ///
     /// After an error `buf`'s content means nothing.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, Error> {
-        let size_bytes = self.inner.generation.size_bytes;
-        let length = size_bytes.saturating_sub(offset).min(buf.len() as u64);
+        let length = self.size_bytes().saturating_sub(offset).min(buf.len() as u64);
         if length == 0 {
             return Ok(0);
         }
         let buf = &mut buf[..length as usize];
-        let range = offset..offset + length;
-        if let Some(whole) = &self.inner.whole {
-            buf.copy_from_slice(&whole[offset as usize..range.end as usize]);
-            Counters::add(&self.inner.counters.local_bytes, length);
-            Counters::add(&self.shared.counters.local_bytes, length);
-            return Ok(buf.len());
-        }
-        if let Some((block, start)) = self.inner.table.within_one(offset, length)
-            && self.inner.read_held(&self.shared, block, buf, start)
-        {
+        if self.read_at_hand(buf, offset) {
             // The common case ends here, but for readahead.
         } else {
-            self.read_blocks(buf, range.clone())?;
+            self.read_blocks(buf, offset)?;
+        }
+        self.read_ahead(offset..offset + length);
+        Ok(length as usize)
+    }
+
+    /// Reads at most `length` bytes at `offset` through `scratch`, piece by piece, each of which is handed to `sink`. For
+    /// memory that the kernel cannot write to. Returns how many bytes that were.
+    ///
+    /// It is one read in all else: what is missing is asked for as a whole.
+    pub fn read_through<E: From<Error>>(
+        &self,
+        offset: u64,
+        length: u64,
+        scratch: &mut [u8],
+        mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<u64, E> {
+        let length = self.size_bytes().saturating_sub(offset).min(length);
+        if length == 0 || scratch.is_empty() {
+            return Ok(0);
+        }
+        let range = offset..offset + length;
+        if let Some(whole) = &self.inner.whole {
+            self.count_kept(length);
+            sink(&whole[offset as usize..range.end as usize])?;
+            return Ok(length);
+        }
+        for (block, part) in self.inner.table.block_size().split(range.clone()) {
+            self.inner.bring_in(&self.shared, block, part.clone())?;
+            let mut at = part.start;
+            while at < part.end {
+                let piece = (part.end - at).min(scratch.len() as u64);
+                let buf = &mut scratch[..piece as usize];
+                if !self.inner.read_held(&self.shared, block, buf, at) {
+                    self.inner.fetch(&self.shared, block, buf, at)?;
+                }
+                sink(buf)?;
+                at += piece;
+            }
+        }
+        self.read_ahead(range);
+        Ok(length)
+    }
+
+    /// Reads many ranges, each from its offset on and exactly as long as its buffer. What is not at hand is asked for all
+    /// at once. No stream: it neither follows nor causes readahead.
+    ///
+    /// Fails before anything is read if a range reaches beyond the object's end; after another error the buffers' contents
+    /// mean nothing.
+    pub fn read_ranges<B: AsMut<[u8]>>(&self, ranges: &mut [(u64, B)]) -> Result<(), Error> {
+        for (offset, buf) in ranges.iter_mut() {
+            self.check_within(*offset, buf.as_mut().len() as u64)?;
+        }
+        let mut missing = Vec::new();
+        for (index, (offset, buf)) in ranges.iter_mut().enumerate() {
+            if !self.read_at_hand(buf.as_mut(), *offset) {
+                missing.push(index);
+            }
+        }
+        let Some((_, later)) = missing.split_first() else {
+            return Ok(());
+        };
+        self.ask_ahead_of(later.iter().map(|index| {
+            let (offset, buf) = &mut ranges[*index];
+            *offset..*offset + buf.as_mut().len() as u64
+        }));
+        for index in missing {
+            let (offset, buf) = &mut ranges[index];
+            self.read_blocks(buf.as_mut(), *offset)?;
+        }
+        Ok(())
+    }
+
+    /// Fills `buf` from what this process holds. False: it does not, or the range spans blocks.
+    #[inline]
+    fn read_at_hand(&self, buf: &mut [u8], offset: u64) -> bool {
+        if buf.is_empty() {
+            return true;
+        }
+        let length = buf.len() as u64;
+        if let Some(whole) = &self.inner.whole {
+            buf.copy_from_slice(&whole[offset as usize..][..buf.len()]);
+            self.count_kept(length);
+            return true;
+        }
+        let Some((block, start)) = self.inner.table.within_one(offset, length) else {
+            return false;
+        };
+        self.inner.read_held(&self.shared, block, buf, start)
+    }
+
+    fn count_kept(&self, length: u64) {
+        Counters::add(&self.inner.counters.local_bytes, length);
+        Counters::add(&self.shared.counters.local_bytes, length);
+    }
+
+    /// Readahead for a stream that has read `range`.
+    fn read_ahead(&self, range: Range<u64>) {
+        if self.inner.whole.is_some() {
+            return;
         }
         let window = self.shared.options.readahead_bytes;
-        if let Some(ahead) = self.cursor.after_read(range, window, size_bytes) {
+        if let Some(ahead) = self.cursor.after_read(range, window, self.size_bytes()) {
             let end = ahead.end;
             let asked = self.ask_ahead(ahead);
             if asked < end {
                 self.cursor.fell_short(asked);
             }
         }
-        Ok(length as usize)
     }
 
     /// Reads block by block, and what is missing from the daemon.
     #[cold]
-    fn read_blocks(&self, buf: &mut [u8], range: Range<u64>) -> Result<(), Error> {
+    fn read_blocks(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        let range = offset..offset + buf.len() as u64;
         let mut rest = buf;
         for (block, part) in self.inner.table.block_size().split(range) {
             let (now, later) = std::mem::take(&mut rest).split_at_mut((part.end - part.start) as usize);
@@ -115,7 +205,11 @@ impl Object {
 
     /// Reads exactly `buf.len()` bytes at `offset`.
     pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
-        let length = buf.len() as u64;
+        self.check_within(offset, buf.len() as u64)?;
+        self.read_at(buf, offset).map(drop)
+    }
+
+    fn check_within(&self, offset: u64, length: u64) -> Result<(), Error> {
         let size_bytes = self.size_bytes();
         if offset.checked_add(length).is_none_or(|end| end > size_bytes) {
             return Err(Error::EndOfObject {
@@ -124,7 +218,7 @@ impl Object {
                 size_bytes,
             });
         }
-        self.read_at(buf, offset).map(drop)
+        Ok(())
     }
 
     /// Asks the daemon to bring in a range that will be read soon. Never waits; dropped where the connection is busy.
@@ -139,8 +233,29 @@ impl Object {
         }
         let block_size = self.inner.table.block_size();
         let mut blocks = block_size.split(range.clone());
-        let refused = blocks.find(|(block, part)| !self.inner.ask_ahead(&self.shared, *block, part.clone()));
+        let refused = blocks.find(|(block, part)| {
+            let pages = PageSet::covering(part.clone());
+            !self.inner.ask_ahead(&self.shared, *block, pages)
+        });
         refused.map_or(range.end, |(block, part)| block_size.start_of(block) + part.start)
+    }
+
+    /// Asks for many ranges with one message a block.
+    fn ask_ahead_of(&self, ranges: impl Iterator<Item = Range<u64>>) {
+        let mut wanted: Vec<(BlockIndex, PageSet)> = Vec::new();
+        for range in ranges {
+            for (block, part) in self.inner.table.block_size().split(range) {
+                let pages = PageSet::covering(part);
+                match wanted.iter_mut().find(|(other, _)| *other == block) {
+                    Some((_, all)) => *all = all.union(pages),
+                    None => wanted.push((block, pages)),
+                }
+            }
+        }
+        for (block, pages) in wanted {
+            // Only a head start: what is not asked for now is asked for when it is read.
+            self.inner.ask_ahead(&self.shared, block, pages);
+        }
     }
 }
 

@@ -56,8 +56,12 @@ pub struct Options {
     pub identity: Identity,
     /// Longest wait for a connection and its welcome.
     pub connect_timeout: Duration,
-    /// Longest wait for the answer to a request.
+    /// Longest wait for the answer to a request; [`Client::set_request_timeout`](crate::Client::set_request_timeout)
+    /// changes it.
     pub request_timeout: Duration,
+    /// A daemon that says nothing for this long, while a request waits, is stuck: the session is given up. What it sends
+    /// within that time, however late for its request, finds the session alive.
+    pub max_silence: Duration,
     /// How often a request is tried on another connection after its own was lost.
     pub reconnect_attempts: u32,
     /// After a failed connection attempt, requests fail at once for this long; doubled at every further failure.
@@ -88,6 +92,7 @@ impl Default for Options {
             },
             connect_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(30),
+            max_silence: Duration::from_secs(30),
             reconnect_attempts: 2,
             reconnect_backoff: Duration::from_millis(100),
             max_reconnect_backoff: Duration::from_secs(10),

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use cachelet_protocol::block::{BlockIndex, BlockSize, PAGE_BYTES, PageSet};
 use cachelet_protocol::ids::{FileId, Handle, NodeName, ObjectPath, SessionId, WorkerUuid};
 use cachelet_protocol::wire::{
-    self, Fill, GrantStatus, Hello, Invalidate, Open, Opened, Priority, READ_VERIFY, Role, StoreRef, VERSION,
-    Welcome,
+    self, Code, Fill, GrantStatus, Hello, Invalidate, Open, Opened, Priority, READ_VERIFY, Role, StoreRef,
+    Tally, VERSION, Welcome,
 };
 
 use self::control::Control;
@@ -25,6 +25,7 @@ use self::data::Pool;
 use self::pending::{Descriptor, Follow, Install, Reply};
 use self::stream::{Address, Stream};
 use crate::client::Held;
+use crate::deadline::{Deadline, RequestTimeout};
 use crate::error::Error;
 use crate::options::{Identity, Options};
 use crate::stats::Counters;
@@ -48,10 +49,31 @@ pub struct WorkerInfo {
     pub grants_disabled_reason: String,
 }
 
+/// What the daemon fetched because of this session, since it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FilledBytes {
+    /// Bytes from the origin.
+    pub origin_bytes: u64,
+    /// Bytes from other workers.
+    pub peer_bytes: u64,
+}
+
 /// The answer to a `Fill`.
 pub(crate) enum Filled {
     Ready { file: FileId, present: PageSet },
     Granted(Descriptor),
+}
+
+/// What a session is made of.
+pub(crate) struct Connecting<'a> {
+    pub(crate) address: &'a Address,
+    pub(crate) token: &'a str,
+    pub(crate) options: &'a Options,
+    /// Whether descriptors are wanted at all.
+    pub(crate) grants: bool,
+    pub(crate) timeout: &'a Arc<RequestTimeout>,
+    pub(crate) counters: &'a Arc<Counters>,
+    pub(crate) held: &'a Arc<Held>,
 }
 
 /// See the module's text.
@@ -62,7 +84,6 @@ pub(crate) struct Session {
     block_size: BlockSize,
     grants: bool,
     remote: bool,
-    timeout: Duration,
     counters: Arc<Counters>,
     since: Instant,
     asking: Arc<AtomicUsize>,
@@ -78,19 +99,13 @@ impl Drop for Asking {
 }
 
 impl Session {
-    /// Connects and says hello. `grants`: whether descriptors are wanted at all.
-    pub(crate) fn connect(
-        address: &Address,
-        options: &Options,
-        token: &str,
-        grants: bool,
-        counters: &Arc<Counters>,
-        held: &Arc<Held>,
-    ) -> Result<Self, stream::ConnectError> {
-        let stream = Stream::connect(address, options.connect_timeout, options.request_timeout)?;
-        let control =
-            Control::start(stream, Arc::clone(counters), Arc::clone(held)).map_err(Self::refused)?;
-        Self::greet(Arc::clone(&control), address, options, token, grants, counters).map_err(|error| {
+    /// Connects and says hello, within the time that is left.
+    pub(crate) fn connect(to: &Connecting<'_>, deadline: Deadline) -> Result<Self, stream::ConnectError> {
+        let stream = Stream::connect(to.address, deadline)?;
+        let max_silence = to.options.max_silence;
+        let control = Control::start(stream, max_silence, Arc::clone(to.counters), Arc::clone(to.held))
+            .map_err(Self::refused)?;
+        Self::greet(Arc::clone(&control), to, deadline).map_err(|error| {
             control.end(&error);
             Self::refused(error)
         })
@@ -100,16 +115,9 @@ impl Session {
         stream::ConnectError::Refused(error)
     }
 
-    fn greet(
-        control: Arc<Control>,
-        address: &Address,
-        options: &Options,
-        token: &str,
-        grants: bool,
-        counters: &Arc<Counters>,
-    ) -> Result<Self, Error> {
-        let hello = hello(&options.identity, token);
-        let reply = control.call("connecting to the daemon", options.connect_timeout, |request| {
+    fn greet(control: Arc<Control>, to: &Connecting<'_>, deadline: Deadline) -> Result<Self, Error> {
+        let hello = hello(&to.options.identity, to.token);
+        let reply = control.call("connecting to the daemon", deadline, |request| {
             wire::encode(&hello, 0, request)
         })?;
         let Reply::Welcome(welcome) = reply else {
@@ -130,7 +138,7 @@ impl Session {
             )));
         }
         control.set_max_unacknowledged(welcome.max_unacknowledged);
-        let remote = matches!(address, Address::Tcp(_));
+        let remote = matches!(to.address, Address::Tcp(_));
         let granted = match welcome.grants {
             GrantStatus::Enabled | GrantStatus::Unprotected => true,
             GrantStatus::Disabled => false,
@@ -143,18 +151,16 @@ impl Session {
         };
         Ok(Self {
             pool: Pool::new(
-                address.clone(),
+                to.address.clone(),
                 data_hello,
-                options.connect_timeout,
-                options.request_timeout,
-                Arc::clone(counters),
+                Arc::clone(to.timeout),
+                Arc::clone(to.counters),
             ),
             control,
             block_size,
-            grants: grants && granted && !remote,
+            grants: to.grants && granted && !remote,
             remote,
-            timeout: options.request_timeout,
-            counters: Arc::clone(counters),
+            counters: Arc::clone(to.counters),
             since: Instant::now(),
             asking: Arc::default(),
             welcome: *welcome,
@@ -208,8 +214,10 @@ impl Session {
         self.control.ended()
     }
 
-    pub(crate) fn open(&self, open: &Open) -> Result<(Opened, Follow), Error> {
-        match self.call("opening an object", |request| wire::encode(open, 0, request))? {
+    pub(crate) fn open(&self, open: &Open, deadline: Deadline) -> Result<(Opened, Follow), Error> {
+        match self.call("opening an object", deadline, |request| {
+            wire::encode(open, 0, request)
+        })? {
             Reply::Opened(opened, follow) => Ok((opened, follow)),
             other => Err(self.violated(unexpected("an open", &other))),
         }
@@ -222,6 +230,7 @@ impl Session {
         block: BlockIndex,
         held: Option<FileId>,
         pages: PageSet,
+        deadline: Deadline,
     ) -> Result<Filled, Error> {
         let fill = Fill {
             handle,
@@ -230,7 +239,7 @@ impl Session {
             pages,
             priority: Priority::Demand,
         };
-        match self.call("a fill", |request| wire::encode(&fill, 0, request))? {
+        match self.call("a fill", deadline, |request| wire::encode(&fill, 0, request))? {
             Reply::Ready(ready) => Ok(Filled::Ready {
                 file: ready.file_id,
                 present: ready.present,
@@ -299,14 +308,39 @@ impl Session {
         self.pool.read(handle, offset, buf, flags)
     }
 
-    pub(crate) fn invalidate(&self, store: StoreRef, path: &ObjectPath) -> Result<u32, Error> {
+    pub(crate) fn invalidate(
+        &self,
+        store: StoreRef,
+        path: &ObjectPath,
+        deadline: Deadline,
+    ) -> Result<u32, Error> {
         let message = Invalidate {
             store,
             path: path.clone(),
         };
-        match self.call("an invalidation", |request| wire::encode(&message, 0, request))? {
+        match self.call("an invalidation", deadline, |request| {
+            wire::encode(&message, 0, request)
+        })? {
             Reply::Invalidated(invalidated) => Ok(invalidated.blocks),
             other => Err(self.violated(unexpected("an invalidation", &other))),
+        }
+    }
+
+    /// What the daemon fetched because of this session; `None` if it is too old to tell.
+    pub(crate) fn tally(&self, deadline: Deadline) -> Result<Option<FilledBytes>, Error> {
+        match self.call("asking for the session's tally", deadline, |request| {
+            wire::encode(&Tally {}, 0, request)
+        }) {
+            Ok(Reply::Tallied(tallied)) => Ok(Some(FilledBytes {
+                origin_bytes: tallied.origin_bytes,
+                peer_bytes: tallied.peer_bytes,
+            })),
+            Ok(other) => Err(self.violated(unexpected("a tally", &other))),
+            Err(Error::Failed {
+                code: Code::Unsupported,
+                ..
+            }) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -319,10 +353,11 @@ impl Session {
     fn call(
         &self,
         operation: &'static str,
+        deadline: Deadline,
         encode: impl FnOnce(wire::RequestId) -> Vec<u8>,
     ) -> Result<Reply, Error> {
         Counters::add(&self.counters.round_trips, 1);
-        let outcome = self.control.call(operation, self.timeout, encode);
+        let outcome = self.control.call(operation, deadline, encode);
         if matches!(outcome, Err(Error::Bypass { .. })) {
             Counters::add(&self.counters.bypasses, 1);
         }
@@ -361,6 +396,7 @@ fn unexpected(request: &str, reply: &Reply) -> Error {
         Reply::Granted(_) => "a grant",
         Reply::Ready(_) => "a ready",
         Reply::Invalidated(_) => "an invalidation",
+        Reply::Tallied(_) => "a tally",
     };
     Error::Protocol(format!("{request} was answered with {kind}"))
 }

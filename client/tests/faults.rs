@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use cachelet_client::{Client, Error, Object, OpenRequest, Options, Target};
 use cachelet_protocol::block::{BlockIndex, PageSet};
@@ -212,80 +212,6 @@ fn what_breaks_the_protocol_ends_the_session_with_a_typed_error_and_the_next_one
         };
         assert_eq!(again, bytes[5..105], "{what}");
     }
-}
-
-#[test]
-fn a_daemon_that_never_answers_costs_one_timeout_and_is_left() {
-    let (daemon, bytes) = with_object(3 * MIB);
-    let client = Client::new(Options {
-        request_timeout: Duration::from_millis(200),
-        ..daemon.options()
-    });
-    let object = client.open(&request()).unwrap();
-    first_fill(&daemon, |_, _, _| Answer::Done);
-    let error = read(&object, 0, 10).unwrap_err();
-    assert!(matches!(error, Error::Timeout { .. }), "{error}");
-    assert!(error.should_use_origin());
-    assert_eq!(read(&object, 0, 10).unwrap(), bytes[..10]);
-    let stats = client.stats();
-    assert_eq!((stats.timeouts, stats.reconnects), (1, 1));
-}
-
-#[test]
-fn a_daemon_that_never_says_welcome_is_asked_once_a_backoff() {
-    let (daemon, _) = with_object(MIB);
-    let hellos = Arc::new(AtomicU32::new(0));
-    let seen = Arc::clone(&hellos);
-    daemon.hook(move |_, _, message| {
-        if matches!(message, Message::Hello(_)) {
-            seen.fetch_add(1, Ordering::SeqCst);
-        }
-        Answer::Done
-    });
-    let client = Client::new(Options {
-        connect_timeout: Duration::from_millis(100),
-        reconnect_backoff: Duration::from_hours(1),
-        max_reconnect_backoff: Duration::from_hours(1),
-        ..daemon.options()
-    });
-    for _ in 0..5 {
-        assert!(client.open(&request()).unwrap_err().should_use_origin());
-    }
-    assert_eq!(hellos.load(Ordering::SeqCst), 1);
-}
-
-#[test]
-fn a_reply_that_comes_too_late_is_closed_and_released() {
-    let (daemon, _) = with_object(3 * MIB);
-    let client = Client::new(Options {
-        request_timeout: Duration::from_millis(300),
-        ..daemon.options()
-    });
-    let object = client.open(&request()).unwrap();
-    let mut held_back = None;
-    daemon.hook(move |replier, request, message| match message {
-        Message::Fill(fill) if held_back.is_none() => {
-            held_back = Some((request, fill.handle));
-            // Something arrives, so the session is alive.
-            replier.send(&failed(Code::Internal, "of a one-way message"), 0);
-            Answer::Done
-        }
-        Message::Fill(_) => {
-            let (late, handle) = held_back.unwrap();
-            let granted = granted(handle, 3 * MIB);
-            replier.send_with_file(&granted, FLAG_DESCRIPTOR, late, &any_file());
-            Answer::Good
-        }
-        _ => Answer::Good,
-    });
-    assert!(matches!(read(&object, 0, 10), Err(Error::Timeout { .. })));
-    read(&object, 0, 10).unwrap();
-    daemon.wait_for("the late file's release", |log| {
-        log.iter().any(
-            |(_, message)| matches!(message, Message::Release(release) if release.files.contains(&FileId(77))),
-        )
-    });
-    assert_eq!((client.descriptors_held(), client.stats().reconnects), (1, 0));
 }
 
 #[test]

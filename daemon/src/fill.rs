@@ -10,6 +10,7 @@ mod peer;
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::FillConfig;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Source};
 use crate::origin::{self, RangeRequest, Store};
 use crate::store::{self, Block, BlockIdentity, BlockStore, FillGuard, ObjectIdentity};
 
@@ -32,6 +33,33 @@ use flight::Flight;
 /// How often a block that was evicted or found corrupt under a fill is begun anew.
 const RESTARTS: u32 = 4;
 
+/// What the fetches that somebody began have brought in so far, in bytes.
+#[derive(Debug, Default)]
+pub struct Tally {
+    origin: AtomicU64,
+    peer: AtomicU64,
+}
+
+impl Tally {
+    /// Bytes have come.
+    pub fn count(&self, source: Source, bytes: u64) {
+        let counter = match source {
+            Source::Origin => &self.origin,
+            Source::Peer => &self.peer,
+        };
+        counter.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that came from there.
+    pub fn so_far(&self, source: Source) -> u64 {
+        match source {
+            Source::Origin => &self.origin,
+            Source::Peer => &self.peer,
+        }
+        .load(Ordering::Relaxed)
+    }
+}
+
 /// One generation of one object, opened: everything a fill needs to know of it.
 #[derive(Debug)]
 pub struct OpenObject {
@@ -41,22 +69,26 @@ pub struct OpenObject {
     pub version_id: Option<String>,
     /// What the location index knows it by.
     pub path_id: PathId,
+    /// Of whoever opened it: what its fetches bring in is counted there.
+    pub tally: Arc<Tally>,
     identity: Arc<ObjectIdentity>,
 }
 
 impl OpenObject {
-    /// Opens a generation of an object in `store`.
+    /// Opens a generation of an object in `store`, for whose count `tally` is.
     pub fn new(
         store: Arc<Store>,
         name: ObjectName,
         generation: Generation,
         version_id: Option<String>,
+        tally: Arc<Tally>,
     ) -> Self {
         let path_id = name.path_id();
         Self {
             store,
             version_id,
             path_id,
+            tally,
             identity: Arc::new(ObjectIdentity::new(name, generation)),
         }
     }

@@ -15,6 +15,7 @@ use cachelet_protocol::wire::{Code, OPEN_NO_DATA, Open, Opened};
 use super::block::{Slot, Table};
 use super::verify::{self, Unverified};
 use crate::client::{Key, Shared};
+use crate::deadline::Deadline;
 use crate::error::{Error, ExpectedGeneration};
 use crate::grant::{Grant, Home, Layout, Registry};
 use crate::session::control::Control;
@@ -103,12 +104,12 @@ impl Inner {
     }
 
     /// The session and handle to ask with; opens the object again, at its generation, if the session was lost.
-    fn attach(&self, shared: &Shared) -> Result<(Arc<Session>, Handle), Error> {
-        let mut attachment = lock(&self.attachment);
+    fn attach(&self, shared: &Shared, deadline: Deadline) -> Result<(Arc<Session>, Handle), Error> {
+        let mut attachment = deadline.lock(&self.attachment, "waiting for another reader's reconnection")?;
         if !attachment.stale && attachment.session.ended().is_none() {
             return Ok((Arc::clone(&attachment.session), attachment.handle));
         }
-        let session = shared.session()?;
+        let session = shared.session(deadline)?;
         if session.block_size() != self.table.block_size() {
             return Err(Error::Unavailable(format!(
                 "the daemon's block size changed from {} to {} bytes while {} was open",
@@ -122,7 +123,7 @@ impl Inner {
             ..self.key.open(Some(self.generation.clone()), 0..0)
         };
         let (opened, _) = session
-            .open(&open)
+            .open(&open, deadline)
             .map_err(|error| error.about(&self.key.path, Some(&self.generation)))?;
         self.key
             .check_generation(&session, &opened, Some(&self.generation))?;
@@ -313,12 +314,42 @@ impl Inner {
             let range = offset..offset + part.len() as u64;
             if range.end < whole.end {
                 let rest = range.end..whole.end.min(range.end + 2 * FILL_BYTES);
-                self.ask_ahead(shared, block, rest);
+                self.ask_ahead(shared, block, PageSet::covering(rest));
             }
             if !self.read_held(shared, block, part, offset) {
                 self.fetch_part(shared, block, part, range.clone())?;
             }
             offset = range.end;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that a range of one block can be read from a held descriptor, piece by piece, where one is to be had.
+    pub(super) fn bring_in(
+        self: &Arc<Self>,
+        shared: &Shared,
+        block: BlockIndex,
+        range: Range<u64>,
+    ) -> Result<(), Error> {
+        let pages = PageSet::covering(range.clone());
+        let held = |slot: &Slot| slot.grant.load().as_ref().is_some_and(|grant| grant.has(pages));
+        if self.table.touched(block).is_some_and(held) {
+            return Ok(());
+        }
+        let slot = self.table.slot(block);
+        let starts = (range.start..range.end).step_by(FILL_BYTES as usize);
+        for start in starts {
+            let end = range.end.min(start + FILL_BYTES);
+            if end < range.end {
+                let rest = end..range.end.min(end + 2 * FILL_BYTES);
+                self.ask_ahead(shared, block, PageSet::covering(rest));
+            }
+            if self
+                .ensure(shared, slot, block, PageSet::covering(start..end))?
+                .is_none()
+            {
+                break;
+            }
         }
         Ok(())
     }
@@ -352,7 +383,7 @@ impl Inner {
             if slot.inline_until_millis.load(Ordering::Relaxed) > shared.millis() {
                 return Ok(None);
             }
-            let answer = self.with_session(shared, |session, handle| {
+            let answer = self.with_session(shared, |session, handle, deadline| {
                 if !session.has_grants() {
                     return Ok(None);
                 }
@@ -362,7 +393,10 @@ impl Inner {
                         .filter(|grant| grant.has(pages) || grant.connection() == session.control().key())
                 };
                 let mut held = current(slot);
-                let asking = held.is_none().then(|| lock(&slot.asking));
+                let asking = match held {
+                    Some(_) => None,
+                    None => Some(deadline.lock(&slot.asking, "waiting for another reader's fill")?),
+                };
                 if asking.is_some() {
                     held = current(slot);
                 }
@@ -371,7 +405,8 @@ impl Inner {
                 {
                     return Ok(Some(Arc::clone(held)));
                 }
-                self.fill(shared, session, handle, block, held, pages).map(Some)
+                self.fill(shared, (session, handle), block, held, pages, deadline)
+                    .map(Some)
             });
             match answer {
                 Ok(Some(grant)) if grant.has(pages) => return Ok(Some(grant)),
@@ -392,11 +427,11 @@ impl Inner {
     fn fill(
         self: &Arc<Self>,
         shared: &Shared,
-        session: &Arc<Session>,
-        handle: Handle,
+        (session, handle): (&Arc<Session>, Handle),
         block: BlockIndex,
         held: Option<Arc<Grant>>,
         pages: PageSet,
+        deadline: Deadline,
     ) -> Result<Arc<Grant>, Error> {
         if held.is_none() {
             let length = self
@@ -408,7 +443,7 @@ impl Inner {
         Counters::add(&shared.counters.fills_waited, 1);
         Counters::add(&self.counters.fills_waited, 1);
         let held_file = held.as_ref().map(|grant| grant.layout().file_id);
-        match session.fill(handle, block, held_file, pages)? {
+        match session.fill(handle, block, held_file, pages, deadline)? {
             Filled::Ready { file, present } => match held {
                 Some(held) if held.layout().file_id == file => {
                     held.add_present(present);
@@ -444,7 +479,7 @@ impl Inner {
         let start = self.table.block_size().start_of(block) + offset;
         let length = buf.len() as u64;
         let verify = shared.options.verify_reads || self.table.slot(block).distrusted.load(Ordering::Relaxed);
-        let remote = self.with_session(shared, |session, handle| {
+        let remote = self.with_session(shared, |session, handle, _| {
             session.read_inline(handle, start, buf, verify)?;
             Ok(session.is_remote())
         })?;
@@ -459,16 +494,18 @@ impl Inner {
         Ok(())
     }
 
-    /// Does something with the object's session and handle, again with others if they were lost meanwhile.
+    /// Does something with the object's session and handle, again with others if they were lost meanwhile. Each attempt
+    /// has a deadline of its own; what misses it is not attempted again.
     fn with_session<T>(
         &self,
         shared: &Shared,
-        mut attempt: impl FnMut(&Arc<Session>, Handle) -> Result<T, Error>,
+        mut attempt: impl FnMut(&Arc<Session>, Handle, Deadline) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut attempts = shared.options.reconnect_attempts;
         loop {
-            let (session, handle) = self.attach(shared)?;
-            match attempt(&session, handle) {
+            let deadline = shared.timeout.begin();
+            let (session, handle) = self.attach(shared, deadline)?;
+            match attempt(&session, handle, deadline) {
                 Err(error) if error.lost_connection() && attempts > 0 => {
                     attempts -= 1;
                     if matches!(
@@ -490,10 +527,9 @@ impl Inner {
         }
     }
 
-    /// Asks the daemon to bring in a range (of one block) that nobody waits for yet. Never waits.
+    /// Asks the daemon to bring in pages of one block that nobody waits for yet. Never waits.
     /// False: not now.
-    pub(super) fn ask_ahead(self: &Arc<Self>, shared: &Shared, block: BlockIndex, range: Range<u64>) -> bool {
-        let pages = PageSet::covering(range);
+    pub(super) fn ask_ahead(self: &Arc<Self>, shared: &Shared, block: BlockIndex, pages: PageSet) -> bool {
         let slot = self.table.slot(block);
         let held = slot.grant.load_full();
         if pages.is_empty() || held.as_ref().is_some_and(|grant| grant.has(pages)) {

@@ -20,6 +20,7 @@ use super::outbox::Outbox;
 use super::pending::{Delivery, Descriptor, Install, Part, Pending, Reply, lock};
 use super::stream::{Receiver, Stream};
 use crate::client::Held;
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::grant::Registry;
 use crate::stats::Counters;
@@ -44,6 +45,10 @@ pub(crate) struct Control {
     pending: Pending,
     counters: Arc<Counters>,
     frames_received: AtomicU64,
+    /// How many frames had come, and when a request began that then was not answered in time.
+    silent_since: Mutex<Option<(u64, Instant)>>,
+    /// For how long that may go on.
+    max_silence: Duration,
     ack_at: AtomicU16,
     descriptor_failure: AtomicBool,
     /// How many grants of each file are alive: the file is released with the last.
@@ -54,6 +59,7 @@ impl Control {
     /// Starts the reader thread of a fresh connection.
     pub(crate) fn start(
         stream: Stream,
+        max_silence: Duration,
         counters: Arc<Counters>,
         held: Arc<Held>,
     ) -> Result<Arc<Self>, Error> {
@@ -68,6 +74,8 @@ impl Control {
             pending: Pending::default(),
             counters,
             frames_received: AtomicU64::new(0),
+            silent_since: Mutex::new(None),
+            max_silence,
             ack_at: AtomicU16::new(1),
             descriptor_failure: AtomicBool::new(false),
             leases: Mutex::new(HashMap::new()),
@@ -119,13 +127,12 @@ impl Control {
     pub(crate) fn call(
         &self,
         operation: &'static str,
-        timeout: Duration,
+        deadline: Deadline,
         encode: impl FnOnce(RequestId) -> Vec<u8>,
     ) -> Result<Reply, Error> {
-        let deadline = Instant::now() + timeout;
         let (request, waiter) = self.pending.wait()?;
         let seen = self.frames_received.load(Ordering::Relaxed);
-        self.send(&encode(request));
+        self.send(&encode(request), deadline);
         if let Some(outcome) = waiter.wait(deadline) {
             return outcome;
         }
@@ -137,17 +144,33 @@ impl Control {
             return outcome;
         }
         Counters::add(&self.counters.timeouts, 1);
-        if self.frames_received.load(Ordering::Relaxed) == seen {
-            // Nothing at all came meanwhile: the daemon is stuck, and the next request must not wait as long.
+        self.note_silence(seen, deadline.began());
+        Err(deadline.missed(operation))
+    }
+
+    /// A request that began at `since`, when `seen` frames had come, was not answered in time. If nothing at all came
+    /// meanwhile, nor since requests before it, for too long, the daemon is stuck and the connection is given up.
+    fn note_silence(&self, seen: u64, since: Instant) {
+        if self.frames_received.load(Ordering::Relaxed) != seen {
+            return;
+        }
+        let since = {
+            let mut silent_since = lock(&self.silent_since);
+            match *silent_since {
+                Some((frames, earlier)) if frames == seen => earlier.min(since),
+                _ => {
+                    *silent_since = Some((seen, since));
+                    since
+                }
+            }
+        };
+        let silent = since.elapsed();
+        if silent >= self.max_silence {
             self.end(&Error::Unavailable(format!(
                 "the daemon sent nothing for {:.1} s",
-                timeout.as_secs_f64()
+                silent.as_secs_f64()
             )));
         }
-        Err(Error::Timeout {
-            operation,
-            after: timeout,
-        })
     }
 
     /// Sends a request, if the connection takes it at once, whose reply is handed to `install` on the reader thread.
@@ -167,13 +190,13 @@ impl Control {
 
     /// Sends a frame and whatever waits in the outbox. After a failure the frame's request ends with the
     /// connection.
-    fn send(&self, frame: &[u8]) {
+    fn send(&self, frame: &[u8], deadline: Deadline) {
         {
             let mut unsent = lock(&self.unsent);
             let frames = self.outbox.drain_into(&mut unsent);
             unsent.extend_from_slice(frame);
             Counters::add(&self.counters.messages_sent, frames + 1);
-            let result = self.stream.send_all(&unsent);
+            let result = self.stream.send_all(&unsent, deadline);
             unsent.clear();
             drop(unsent);
             if let Err(error) = result {
@@ -385,6 +408,7 @@ impl Control {
             (Message::Opened(opened), None) => Part::Opened(opened),
             (Message::Ready(ready), None) => Part::Reply(Reply::Ready(ready)),
             (Message::Invalidated(invalidated), None) => Part::Reply(Reply::Invalidated(invalidated)),
+            (Message::Tallied(tallied), None) => Part::Reply(Reply::Tallied(tallied)),
             (
                 Message::Hello(_)
                 | Message::Open(_)
@@ -393,7 +417,8 @@ impl Control {
                 | Message::Used(_)
                 | Message::Ack(_)
                 | Message::Release(_)
-                | Message::Invalidate(_),
+                | Message::Invalidate(_)
+                | Message::Tally(_),
                 None,
             ) => return Err(Error::Protocol(format!("a {kind:?} message from the daemon"))),
         };

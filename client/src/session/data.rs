@@ -5,13 +5,14 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cachelet_protocol::ids::Handle;
 use cachelet_protocol::wire::{self, FrameHeader, FrameKind, Hello, Message, ReceiveError};
 
 use super::pending::lock;
-use super::stream::{Address, Stream, read_exact, receive_header};
+use super::stream::{Address, ConnectError, Stream, read_exact, receive_header};
+use crate::deadline::{Deadline, RequestTimeout};
 use crate::error::Error;
 use crate::stats::Counters;
 
@@ -45,39 +46,53 @@ struct Connection {
 }
 
 impl Connection {
-    fn open(
-        address: &Address,
-        hello: &Hello,
-        connect_timeout: Duration,
-        timeout: Duration,
-    ) -> Result<Self, Error> {
+    fn open(address: &Address, hello: &Hello, deadline: Deadline) -> Result<Self, Error> {
+        let operation = "opening a data connection";
         let lost = |error: &dyn std::fmt::Display| {
-            Error::Unavailable(format!("opening a data connection to {address} failed: {error}"))
+            Error::Unavailable(format!("{operation} to {address} failed: {error}"))
         };
-        let stream = Stream::connect(address, connect_timeout, timeout).map_err(|error| lost(&error))?;
+        let io = |error: std::io::Error| {
+            if timed_out(&error) {
+                deadline.missed(operation)
+            } else {
+                lost(&error)
+            }
+        };
+        let stream = Stream::connect(address, deadline).map_err(|error| match error {
+            ConnectError::Io(error) => io(error),
+            other => lost(&other),
+        })?;
         stream.enlarge_receive_buffer();
+        stream.set_read_timeout(deadline).map_err(io)?;
         stream
-            .set_read_timeout(connect_timeout)
-            .map_err(|error| lost(&error))?;
-        stream
-            .send_all(&wire::encode(hello, 0, 1))
-            .map_err(|error| lost(&error))?;
-        let header = receive_header(&stream).map_err(|error| lost(&error))?;
+            .send_all(&wire::encode(hello, 0, 1), deadline)
+            .map_err(io)?;
+        let header = receive_header(&stream).map_err(|error| match error {
+            ReceiveError::Io(error) => io(error),
+            other => lost(&other),
+        })?;
         match receive_message(&stream, header)? {
             Message::Welcome(_) => {}
             Message::Failed(failed) => return Err(lost(&failed.message)),
             Message::Bypass(bypass) => return Err(lost(&bypass.detail)),
             other => return Err(Error::Protocol(format!("a hello was answered with {other:?}"))),
         }
-        stream.set_read_timeout(timeout).map_err(|error| lost(&error))?;
         Ok(Self {
             stream,
             last_request: 1,
         })
     }
 
-    /// Reads `buf.len()` bytes at `offset` into `buf`.
-    fn read(&mut self, handle: Handle, offset: u64, buf: &mut [u8], flags: u32) -> Result<(), Failure> {
+    /// Reads `buf.len()` bytes at `offset` into `buf`. The deadline is the first byte's; from then on, something must come
+    /// within the time that was left.
+    fn read(
+        &mut self,
+        handle: Handle,
+        offset: u64,
+        buf: &mut [u8],
+        flags: u32,
+        deadline: Deadline,
+    ) -> Result<(), Failure> {
         self.last_request = self.last_request.wrapping_add(1).max(1);
         let request = self.last_request;
         let read = wire::Read {
@@ -88,7 +103,8 @@ impl Connection {
             flags,
         };
         self.stream
-            .send_all(&wire::encode(&read, 0, request))
+            .set_read_timeout(deadline)
+            .and_then(|()| self.stream.send_all(&wire::encode(&read, 0, request), deadline))
             .map_err(|error| Failure::Broken {
                 error: Error::Unavailable(format!("sending to the daemon failed: {error}")),
                 answered: false,
@@ -144,22 +160,22 @@ impl Connection {
 
 fn receive_error(error: ReceiveError) -> Error {
     match error {
-        ReceiveError::Io(error)
-            if matches!(
-                error.kind(),
-                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
-            ) =>
-        {
-            Error::Timeout {
-                operation: "an inline read",
-                after: Duration::ZERO,
-            }
-        }
+        ReceiveError::Io(error) if timed_out(&error) => Error::Timeout {
+            operation: "an inline read",
+            after: Duration::ZERO,
+        },
         ReceiveError::Closed => Error::Unavailable("the daemon closed a data connection".into()),
         ReceiveError::Io(error) => Error::Unavailable(format!("receiving from the daemon failed: {error}")),
         ReceiveError::Frame(error) => Error::Protocol(error.to_string()),
         ReceiveError::Descriptor(error) => Error::Protocol(error.to_string()),
     }
+}
+
+fn timed_out(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+    )
 }
 
 fn receive_message(stream: &Stream, header: FrameHeader) -> Result<Message, Error> {
@@ -186,8 +202,7 @@ struct PoolState {
 pub(crate) struct Pool {
     address: Address,
     hello: Hello,
-    connect_timeout: Duration,
-    timeout: Duration,
+    timeout: Arc<RequestTimeout>,
     counters: Arc<Counters>,
     state: Mutex<PoolState>,
     returned: Condvar,
@@ -197,14 +212,12 @@ impl Pool {
     pub(crate) fn new(
         address: Address,
         hello: Hello,
-        connect_timeout: Duration,
-        timeout: Duration,
+        timeout: Arc<RequestTimeout>,
         counters: Arc<Counters>,
     ) -> Self {
         Self {
             address,
             hello,
-            connect_timeout,
             timeout,
             counters,
             state: Mutex::default(),
@@ -224,12 +237,13 @@ impl Pool {
     }
 
     fn read_part(&self, handle: Handle, offset: u64, buf: &mut [u8], flags: u32) -> Result<(), Error> {
+        let deadline = self.timeout.begin();
         // An idle connection may have been closed by the daemon meanwhile: one more try, on a fresh one.
         loop {
-            let (mut connection, fresh) = self.take()?;
+            let (mut connection, fresh) = self.take(deadline)?;
             self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
             self.counters.messages_sent.fetch_add(1, Ordering::Relaxed);
-            match connection.read(handle, offset, buf, flags) {
+            match connection.read(handle, offset, buf, flags, deadline) {
                 Ok(()) => {
                     self.give_back(Some(connection));
                     return Ok(());
@@ -243,10 +257,7 @@ impl Pool {
                     self.give_back(None);
                     if matches!(error, Error::Timeout { .. }) {
                         self.counters.timeouts.fetch_add(1, Ordering::Relaxed);
-                        return Err(Error::Timeout {
-                            operation: "an inline read",
-                            after: self.timeout,
-                        });
+                        return Err(deadline.missed("an inline read"));
                     }
                     if fresh || answered {
                         return Err(error);
@@ -258,8 +269,7 @@ impl Pool {
     }
 
     /// A connection that nobody else uses, and whether it was made just now.
-    fn take(&self) -> Result<(Connection, bool), Error> {
-        let deadline = Instant::now() + self.timeout;
+    fn take(&self, deadline: Deadline) -> Result<(Connection, bool), Error> {
         let mut state = lock(&self.state);
         loop {
             if let Some(connection) = state.idle.pop() {
@@ -269,12 +279,10 @@ impl Pool {
                 state.open += 1;
                 break;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.left();
             if left == Duration::ZERO {
-                return Err(Error::Timeout {
-                    operation: "waiting for a data connection",
-                    after: self.timeout,
-                });
+                self.counters.timeouts.fetch_add(1, Ordering::Relaxed);
+                return Err(deadline.missed("waiting for a data connection"));
             }
             state = self
                 .returned
@@ -284,10 +292,13 @@ impl Pool {
         }
         drop(state);
         self.counters.messages_sent.fetch_add(1, Ordering::Relaxed);
-        match Connection::open(&self.address, &self.hello, self.connect_timeout, self.timeout) {
+        match Connection::open(&self.address, &self.hello, deadline) {
             Ok(connection) => Ok((connection, true)),
             Err(error) => {
                 self.give_back(None);
+                if matches!(error, Error::Timeout { .. }) {
+                    self.counters.timeouts.fetch_add(1, Ordering::Relaxed);
+                }
                 Err(error)
             }
         }

@@ -6,10 +6,13 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use cachelet_protocol::wire::{FOLLOWS_NOTHING, Granted, Invalidated, Opened, Ready, RequestId, Welcome};
+use cachelet_protocol::wire::{
+    FOLLOWS_NOTHING, Granted, Invalidated, Opened, Ready, RequestId, Tallied, Welcome,
+};
 
+use crate::deadline::Deadline;
 use crate::error::Error;
 
 /// Locks a mutex whose data stays sound whatever a panicking holder left undone.
@@ -41,6 +44,7 @@ pub(crate) enum Reply {
     Granted(Descriptor),
     Ready(Ready),
     Invalidated(Invalidated),
+    Tallied(Tallied),
 }
 
 /// One frame's content, on its way to whoever asked.
@@ -72,10 +76,10 @@ impl Waiter {
     }
 
     /// Waits until `deadline`; `None` if nothing came.
-    pub(crate) fn wait(&self, deadline: Instant) -> Option<Outcome> {
+    pub(crate) fn wait(&self, deadline: Deadline) -> Option<Outcome> {
         let mut outcome = lock(&self.outcome);
         while outcome.is_none() {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.left();
             if left == Duration::ZERO {
                 return None;
             }
@@ -243,8 +247,8 @@ mod tests {
         }))
     }
 
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(5)
+    fn soon() -> Deadline {
+        Deadline::after(Duration::from_secs(5))
     }
 
     #[test]
@@ -266,7 +270,7 @@ mod tests {
     fn a_reply_that_was_given_up_is_late_and_one_never_asked_for_is_unasked() {
         let pending = Pending::default();
         let (request, waiter) = pending.wait().unwrap();
-        assert!(waiter.wait(Instant::now()).is_none());
+        assert!(waiter.wait(Deadline::after(Duration::ZERO)).is_none());
         pending.give_up(request);
         assert!(matches!(pending.deliver(request, ready(1)), Delivery::Late(_)));
         assert!(matches!(

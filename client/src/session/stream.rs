@@ -13,12 +13,14 @@ use std::time::Duration;
 use cachelet_protocol::wire::{FrameHeader, FrameReceiver, HEADER_BYTES, ReceiveError, ReceivedFrame};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, setsockopt, socket, sockopt,
 };
 use nix::sys::stat::Mode;
 use nix::sys::time::{TimeVal, TimeValLike};
 
+use crate::deadline::Deadline;
 use crate::error::Error;
 
 /// Longest path that fits into a Unix socket address (`sockaddr_un.sun_path` without its final zero).
@@ -49,22 +51,15 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// Connects, within `connect_timeout`; later writes that make no progress for `write_timeout` fail.
-    pub(crate) fn connect(
-        address: &Address,
-        connect_timeout: Duration,
-        write_timeout: Duration,
-    ) -> Result<Self, ConnectError> {
+    /// Connects, within the time that is left.
+    pub(crate) fn connect(address: &Address, deadline: Deadline) -> Result<Self, ConnectError> {
+        // Zero would mean for ever.
+        let left = deadline.left().max(Duration::from_millis(1));
         match address {
-            Address::Unix(path) => {
-                let stream = connect_unix(path, connect_timeout)?;
-                stream.set_write_timeout(Some(write_timeout))?;
-                Ok(Self::Unix(stream))
-            }
+            Address::Unix(path) => Ok(Self::Unix(connect_unix(path, left)?)),
             Address::Tcp(address) => {
-                let stream = TcpStream::connect_timeout(address, connect_timeout)?;
+                let stream = TcpStream::connect_timeout(address, left)?;
                 stream.set_nodelay(true)?;
-                stream.set_write_timeout(Some(write_timeout))?;
                 Ok(Self::Tcp(stream))
             }
         }
@@ -85,10 +80,12 @@ impl Stream {
         })
     }
 
-    pub(crate) fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
+    /// From now on a receive fails that gets nothing within the time that is left now.
+    pub(crate) fn set_read_timeout(&self, deadline: Deadline) -> io::Result<()> {
+        let left = Some(deadline.left().max(Duration::from_millis(1)));
         match self {
-            Self::Unix(stream) => stream.set_read_timeout(Some(timeout)),
-            Self::Tcp(stream) => stream.set_read_timeout(Some(timeout)),
+            Self::Unix(stream) => stream.set_read_timeout(left),
+            Self::Tcp(stream) => stream.set_read_timeout(left),
         }
     }
 
@@ -101,16 +98,29 @@ impl Stream {
         };
     }
 
-    /// Sends all of `bytes`, waiting for room.
-    pub(crate) fn send_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+    /// Sends all of `bytes`, waiting for room until the deadline.
+    pub(crate) fn send_all(&self, mut bytes: &[u8], deadline: Deadline) -> io::Result<()> {
         while !bytes.is_empty() {
-            match send(self.as_fd().as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
-                Ok(sent) => bytes = &bytes[sent..],
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
+            let sent = self.send_now(bytes)?;
+            bytes = &bytes[sent..];
+            if sent == 0 {
+                self.wait_for_room(deadline)?;
             }
         }
         Ok(())
+    }
+
+    fn wait_for_room(&self, deadline: Deadline) -> io::Result<()> {
+        let left = deadline.left();
+        if left == Duration::ZERO {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        // Rounded up, lest the last millisecond is spent spinning.
+        let patience = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLOUT)], patience) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Sends what fits at once, and says how much that was.

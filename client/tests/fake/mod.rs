@@ -29,7 +29,7 @@ use cachelet_protocol::integrity::crc32c;
 use cachelet_protocol::wire::{
     self, Bypass, BypassReason, Code, FLAG_DESCRIPTOR, FLAG_MORE, FOLLOWS_DATA, FOLLOWS_GRANT,
     FOLLOWS_NOTHING, Failed, FrameHeader, FrameKind, GrantStatus, Granted, HEADER_BYTES, Invalidated,
-    Message, OPEN_NO_DATA, OPEN_NO_GRANT, Opened, Payload, Ready, RequestId, Role, Welcome,
+    Message, OPEN_NO_DATA, OPEN_NO_GRANT, Opened, Payload, Ready, RequestId, Role, Tallied, Welcome,
 };
 
 pub(crate) const DATA_OFFSET: u64 = 64 << 10;
@@ -644,6 +644,13 @@ fn answer_well(state: &Arc<State>, replier: &mut Replier, request: RequestId, me
             model.blocks.retain(|(path, _), _| *path != invalidate.path);
             let blocks = (before - model.blocks.len()) as u32;
             replier.send(&Invalidated { blocks }, request);
+        }
+        Message::Tally(_) => {
+            let tallied = Tallied {
+                origin_bytes: 5,
+                peer_bytes: 7,
+            };
+            replier.send(&tallied, request);
         }
         Message::Used(_) | Message::Ack(_) => {}
         other => panic!("a client sent {other:?}"),

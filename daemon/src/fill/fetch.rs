@@ -108,6 +108,7 @@ impl Fetcher {
                 .await?;
             while let Some((page, bytes)) = pages.next().await? {
                 self.metrics.count_fill(Source::Peer, bytes.len() as u64);
+                object.tally.count(Source::Peer, bytes.len() as u64);
                 let permit = self.memory_for_a_page().await;
                 writes.write(page, bytes, permit).await?;
             }
@@ -147,6 +148,7 @@ impl Fetcher {
         while let Some(chunk) = stream.next().await {
             let mut chunk: Bytes = chunk.map_err(origin_error)?;
             self.metrics.count_fill(Source::Origin, chunk.len() as u64);
+            object.tally.count(Source::Origin, chunk.len() as u64);
             while !chunk.is_empty() {
                 let wanted = page.length_in(block.length()) as usize;
                 let taken = chunk.split_to(chunk.len().min(wanted - buffer.len()));

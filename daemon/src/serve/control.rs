@@ -10,7 +10,7 @@ use cachelet_protocol::ids::{Generation, Handle, ObjectName};
 use cachelet_protocol::wire::{
     BypassReason, Code, FLAG_DESCRIPTOR, FOLLOWS_DATA, FOLLOWS_GRANT, FOLLOWS_NOTHING, Fill, FrameHeader,
     FrameKind, Granted, HEADER_BYTES, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA, OPEN_NO_GRANT,
-    Open, Opened, Priority, Ready, RequestId, StoreRef, Used, encode,
+    Open, Opened, Priority, Ready, RequestId, StoreRef, Tallied, Used, encode,
 };
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -21,7 +21,7 @@ use super::welcome::welcome;
 use super::{Context, MAX_UNACKNOWLEDGED, data};
 use crate::connection::{FrameReader, FrameWriter};
 use crate::fill::{Filled, OpenObject};
-use crate::metrics::ReadPath;
+use crate::metrics::{ReadPath, Source};
 use crate::origin::{Authorization, Store};
 use crate::store::{BlockStore, GrantStatus as StoreGrants};
 
@@ -93,6 +93,7 @@ enum Request {
     Open(Box<Open>),
     Fill(Fill),
     Invalidate(Invalidate),
+    Tally,
 }
 
 #[derive(Clone, Copy)]
@@ -121,6 +122,7 @@ impl Connection<'_> {
             Some(Message::Open(open)) => return Ok(Some(Request::Open(Box::new(open)))),
             Some(Message::Fill(fill)) => return Ok(Some(Request::Fill(fill))),
             Some(Message::Invalidate(invalidate)) => return Ok(Some(Request::Invalidate(invalidate))),
+            Some(Message::Tally(_)) => return Ok(Some(Request::Tally)),
             Some(Message::Used(used)) => self.used(&used),
             Some(Message::Ack(ack)) => self.session.end_grants(ack.count),
             Some(Message::Release(release)) => {
@@ -142,6 +144,7 @@ impl Connection<'_> {
             Request::Open(open) => self.open(request, *open).await,
             Request::Fill(fill) => self.fill(request, &fill).await,
             Request::Invalidate(invalidate) => self.invalidate(request, &invalidate).await,
+            Request::Tally => self.tally(request).await,
         };
         match answered {
             Ok(()) => Ok(()),
@@ -167,7 +170,14 @@ impl Connection<'_> {
             store: store.identity().clone(),
             path: open.path,
         };
-        let object = Arc::new(OpenObject::new(store, name, generation.clone(), version_id));
+        let tally = Arc::clone(&self.session.tally);
+        let object = Arc::new(OpenObject::new(
+            store,
+            name,
+            generation.clone(),
+            version_id,
+            tally,
+        ));
         let size = generation.size_bytes;
         let Some(handle) = self.session.open(Arc::clone(&object)) else {
             let message = "this session has too many objects open; release some";
@@ -353,6 +363,21 @@ impl Connection<'_> {
             .session
             .writer
             .send(&encode(&invalidated, 0, request))
+            .await
+            .map_err(Broken::from)?)
+    }
+
+    async fn tally(self, request: RequestId) -> Result<(), Answer> {
+        self.context.metrics.count_request("tally");
+        let tally = &self.session.tally;
+        let tallied = Tallied {
+            origin_bytes: tally.so_far(Source::Origin),
+            peer_bytes: tally.so_far(Source::Peer),
+        };
+        Ok(self
+            .session
+            .writer
+            .send(&encode(&tallied, 0, request))
             .await
             .map_err(Broken::from)?)
     }

@@ -23,7 +23,7 @@ use super::welcome::welcome;
 use super::{Context, MAX_DATA_CONNECTIONS};
 use crate::connection::{FileFrame, FrameReader, FrameWriter};
 use crate::fill::{self, Filled, OpenObject};
-use crate::metrics::ReadPath;
+use crate::metrics::{ReadPath, Source};
 use crate::store::{BlockIdentity, BlockStore, DATA_OFFSET};
 
 /// Most bytes of one `Data` frame.
@@ -148,7 +148,9 @@ pub(super) async fn whole(context: &Arc<Context>, object: &Arc<OpenObject>) -> R
     let mut stream = pass_through(object, 0..length).await?;
     let mut bytes = Vec::with_capacity(length as usize);
     while let Some(chunk) = stream.next().await {
-        bytes.extend_from_slice(&chunk.map_err(|error| Refusal::from(&error))?);
+        let chunk = chunk.map_err(|error| Refusal::from(&error))?;
+        object.tally.count(Source::Origin, chunk.len() as u64);
+        bytes.extend_from_slice(&chunk);
     }
     context.metrics.count_read(ReadPath::PassThrough, length);
     Ok(bytes)
@@ -313,6 +315,7 @@ impl Reply<'_> {
         let mut stream = pass_through(object, range).await?;
         while let Some(chunk) = stream.next().await {
             let chunk: Bytes = chunk.map_err(|error| Refusal::from(&error))?;
+            object.tally.count(Source::Origin, chunk.len() as u64);
             for piece in chunk.chunks(FRAME_BYTES as usize) {
                 at += piece.len() as u64;
                 let mut frame = self.head(FrameKind::Data, piece.len(), at < end);

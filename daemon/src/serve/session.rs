@@ -8,7 +8,7 @@ use cachelet_protocol::ids::{FileId, Handle, SessionId};
 use tokio::sync::Notify;
 
 use crate::connection::FrameWriter;
-use crate::fill::OpenObject;
+use crate::fill::{OpenObject, Tally};
 
 /// Most objects a session may have open at a time.
 const MAX_HANDLES: usize = 1 << 16;
@@ -20,6 +20,8 @@ pub(super) struct Session {
     /// Proves that a data connection belongs to the session.
     pub(super) secret: [u8; 16],
     pub(super) writer: Arc<FrameWriter>,
+    /// What the fetches that its requests began have brought in.
+    pub(super) tally: Arc<Tally>,
     handles: Mutex<HashMap<Handle, Arc<OpenObject>>>,
     next_handle: AtomicU64,
     /// Files granted and not released, each with its block's length.
@@ -34,6 +36,7 @@ impl Session {
             id,
             secret: rand::random(),
             writer,
+            tally: Arc::default(),
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             granted: Mutex::default(),

@@ -22,8 +22,8 @@ pub use frame::{
 pub use message::{
     Ack, Bypass, BypassReason, Code, DropFiles, FOLLOWS_DATA, FOLLOWS_GRANT, FOLLOWS_NOTHING, Failed, Fill,
     GrantStatus, Granted, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA, OPEN_NO_GRANT, Open, Opened,
-    Payload, PeerObject, Priority, READ_VERIFY, Read, Ready, Release, Role, StoreRef, Used, UsedFile,
-    Welcome, encode,
+    Payload, PeerObject, Priority, READ_VERIFY, Read, Ready, Release, Role, StoreRef, Tallied, Tally, Used,
+    UsedFile, Welcome, encode,
 };
 
 /// The only version of the protocol so far.

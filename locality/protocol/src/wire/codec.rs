@@ -251,12 +251,14 @@ impl Decode for PageSet {
 macro_rules! structure {
     ($type:ident { $($field:ident),* }) => {
         impl Encode for $type {
+            #[allow(unused_variables, reason = "a message may have no fields")]
             fn encode(&self, out: &mut Vec<u8>) {
                 $(self.$field.encode(out);)*
             }
         }
 
         impl Decode for $type {
+            #[allow(unused_variables, reason = "a message may have no fields")]
             fn decode(input: &mut &[u8]) -> Result<Self, DecodeError> {
                 $(let $field = Decode::decode(input)?;)*
                 Ok(Self { $($field),* })

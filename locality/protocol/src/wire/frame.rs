@@ -32,6 +32,7 @@ pub enum FrameKind {
     Ack = 6,
     Release = 7,
     Invalidate = 8,
+    Tally = 9,
     Welcome = 64,
     Opened = 65,
     Granted = 66,
@@ -42,10 +43,11 @@ pub enum FrameKind {
     DropFiles = 71,
     Bypass = 72,
     Failed = 73,
+    Tallied = 74,
 }
 
 impl FrameKind {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 20] = [
         Self::Hello,
         Self::Open,
         Self::Fill,
@@ -54,6 +56,7 @@ impl FrameKind {
         Self::Ack,
         Self::Release,
         Self::Invalidate,
+        Self::Tally,
         Self::Welcome,
         Self::Opened,
         Self::Granted,
@@ -64,6 +67,7 @@ impl FrameKind {
         Self::DropFiles,
         Self::Bypass,
         Self::Failed,
+        Self::Tallied,
     ];
 
     /// The kind with this number, if this version knows it.

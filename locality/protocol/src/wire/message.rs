@@ -254,6 +254,18 @@ messages! {
         blocks: u32,
     }
 
+    /// Asks what the daemon fetched on behalf of this session. Answered by `Tallied`.
+    Tally {}
+
+    /// What the fetches that this session's requests began have brought in since it began, whoever reads it. A page that
+    /// another session had begun to fetch is in that one's tally.
+    Tallied {
+        /// Bytes from the origin, those that were passed on without being cached included.
+        origin_bytes: u64,
+        /// Bytes from other workers.
+        peer_bytes: u64,
+    }
+
     /// From the daemon, unasked: please close these files; their blocks were evicted.
     DropFiles {
         /// The files.
@@ -577,6 +589,20 @@ mod tests {
                 let _ = Message::decode(kind, &payload);
             }
         }
+    }
+
+    #[test]
+    fn a_tally_is_an_empty_question_and_two_numbers() {
+        let asked = encode(&Tally {}, 0, 7);
+        assert_eq!(asked, [0, 0, 0, 0, 9, 0, 0, 0, 7, 0, 0, 0]);
+        assert_eq!(
+            Tally::decode(&mut &b"fields of a later version"[..]),
+            Ok(Tally {})
+        );
+        round_trip(&Tallied {
+            origin_bytes: 1 << 40,
+            peer_bytes: 3,
+        });
     }
 
     #[test]
