@@ -2,12 +2,14 @@
 //!
 //! Every object is read cold, warm, on the other node and after a restart; the SHA-256 of what each pass read is
 //! compared with that of what was uploaded. A pass that reads a wrong byte, or takes bytes from the origin where the
-//! cluster has them, fails the demo. Everything it starts ends with it, on Ctrl-C and on failure too.
+//! cluster has them, fails the demo. Then a Spark standalone cluster with an executor on each node runs TPC-H queries on
+//! stock S3A, on a cold and on a warm cache ([`spark`]). Everything it starts ends with it, on Ctrl-C and on failure too.
 
 mod data;
 mod dev;
 mod pass;
 mod report;
+mod spark;
 mod stop;
 
 use std::io::Write;
@@ -15,7 +17,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::dir::{remove_tree, repository_root};
-use crate::{S3Kind, S3Server};
+use crate::spark::Release;
+use crate::{Bucket, FaultProxy, S3Kind, S3Server};
 
 use data::DemoObject;
 use dev::{DevCluster, Store};
@@ -25,6 +28,9 @@ pub use stop::Stop;
 
 /// How long the locality service may take to learn what a worker holds.
 const RESIDENCY_DEADLINE: Duration = Duration::from_mins(1);
+/// What the proxy makes of a loopback S3 server.
+const FIRST_BYTE_DELAY: Duration = Duration::from_millis(30);
+const BYTES_PER_SECOND_AND_CONNECTION: u64 = 90_000_000;
 /// Stages that take longer say so.
 const WORTH_TELLING: Duration = Duration::from_secs(1);
 
@@ -35,6 +41,12 @@ pub struct Settings {
     pub scale_factor: String,
     /// A directory with generated files is the store; no S3 server, no TPC-H.
     pub minimal: bool,
+    /// A proxy before the S3 server makes it as far away as S3 is: 30 ms to the first byte, 90 MB/s a connection.
+    pub delay: bool,
+    /// Which of `tests/spark/tpch/*.sql` Spark runs, in order.
+    pub queries: Vec<String>,
+    /// Which Spark.
+    pub release: Release,
     /// Leave everything running at the end, until Ctrl-C.
     pub keep: bool,
 }
@@ -96,24 +108,37 @@ pub fn run(settings: &Settings, stop: &Stop) -> Result<(), Error> {
     let dir = demo_dir();
     let ground = Ground::prepare(&dir)?;
     let stage = Stage { stop };
-    let (objects, store, server) = if settings.minimal {
+    let (objects, store, s3) = if settings.minimal {
         let (objects, store) = minimal_store(&ground, &stage)?;
         (objects, store, None)
     } else {
-        let (objects, store, server) = s3_store(settings, &ground, &stage)?;
-        (objects, store, Some(server))
+        let (objects, store, s3) = s3_store(settings, &ground, &stage)?;
+        (objects, store, Some(s3))
     };
     let mut cluster = stage.run(
         "starting the locality service and 2 workers (cachelet dev)",
-        || DevCluster::start(store, &ground.create("cluster")?, &ground.logs, stop),
+        || DevCluster::start(store, &[], &ground.create("cluster")?, &ground.logs, stop),
     )?;
-    let report = read_every_way(settings, &stage, &objects, server.as_ref(), &mut cluster)?;
+    let passes = read_every_way(&stage, &objects, s3.as_ref(), &mut cluster)?;
+    let mut report = Report::new(settings, &objects, passes, cluster.status_url());
     let path = dir.join("report.json");
+    // Written at once: what comes next takes minutes.
     report.write(&path).map_err(Error::file("write", &path))?;
     say(&format!("\n{report}"));
-    say(&format!("  the same figures: {}", path.display()));
+    let mut failures = report.failures();
+    if let Some(s3) = &s3 {
+        stage.always("stopping that cluster: Spark begins with an empty one", || {
+            cluster.end()
+        })?;
+        let (spark_cluster, runs) = spark::run(settings, &ground, &stage, s3, &objects)?;
+        cluster = spark_cluster;
+        say(&format!("\n{runs}"));
+        failures.extend(runs.failures());
+        report.add(runs, cluster.status_url());
+        report.write(&path).map_err(Error::file("write", &path))?;
+    }
+    say(&format!("  all figures: {}", path.display()));
     say(&format!("  status page: {}", cluster.status_url()));
-    let failures = report.failures();
     if settings.keep && failures.is_empty() {
         say(&cluster.how_to_go_on(&objects));
         while stop.check().is_ok() {
@@ -131,20 +156,20 @@ pub fn run(settings: &Settings, stop: &Stop) -> Result<(), Error> {
 
 /// The six passes (five without an S3 server), in the table's order.
 fn read_every_way(
-    settings: &Settings,
     stage: &Stage<'_>,
     objects: &[DemoObject],
-    server: Option<&(S3Server, crate::Bucket)>,
+    s3: Option<&S3>,
     cluster: &mut DevCluster,
-) -> Result<Report, Error> {
+) -> Result<Vec<report::Pass>, Error> {
     let mut runner = Runner::new(objects, stage.stop);
     let mut passes = Vec::new();
-    if let Some((_, bucket)) = server {
-        let direct = DirectS3::new(bucket.object_store());
+    if let Some(s3) = s3 {
         // A server that has just started answers slowly, and the first pass is not to pay for all.
+        let near = DirectS3::new(s3.bucket.object_store());
         stage.run("warming up the S3 server", || {
-            runner.run("warm_up", "warm-up", &direct, None)
+            runner.run("warm_up", "warm-up", &near, None)
         })?;
+        let direct = DirectS3::new(s3.bucket.through(s3.proxy.address()).object_store());
         passes.push(stage.run("reading from the S3 server directly", || {
             runner.run("direct_s3", "direct S3", &direct, None)
         })?);
@@ -167,12 +192,22 @@ fn read_every_way(
     passes.push(stage.run("reading the plain local files", || {
         runner.run("local_file", "plain local file", &LocalFiles::new(), None)
     })?);
-    Ok(Report::new(settings, objects, passes, cluster.status_url()))
+    Ok(passes)
 }
 
-type S3Store = (Vec<DemoObject>, Store, (S3Server, crate::Bucket));
+/// The origin: an S3 server, and what stands before it. Everything but the upload goes through the proxy.
+struct S3 {
+    bucket: Bucket,
+    proxy: FaultProxy,
+    // Ends last.
+    _server: S3Server,
+}
 
-fn s3_store(settings: &Settings, ground: &Ground, stage: &Stage<'_>) -> Result<S3Store, Error> {
+fn s3_store(
+    settings: &Settings,
+    ground: &Ground,
+    stage: &Stage<'_>,
+) -> Result<(Vec<DemoObject>, Store, S3), Error> {
     let files = stage.run(
         &format!("making TPC-H at scale factor {} (once)", settings.scale_factor),
         || data::tpch(&settings.scale_factor, stage.stop),
@@ -184,8 +219,24 @@ fn s3_store(settings: &Settings, ground: &Ground, stage: &Stage<'_>) -> Result<S
     let objects = stage.run(&format!("uploading {} objects", files.len()), || {
         data::upload(&files, &settings.scale_factor, &bucket, stage.stop)
     })?;
-    let store = Store::S3(server.endpoint());
-    Ok((objects, store, (server, bucket)))
+    let proxy = FaultProxy::start_reusing_connections(server.address());
+    if settings.delay {
+        say(&format!(
+            "==> from here on a proxy makes the S3 server as far away as S3 is: {} ms to the first byte, {} MB/s a \
+             connection (DELAY=0 turns it off)",
+            FIRST_BYTE_DELAY.as_millis(),
+            BYTES_PER_SECOND_AND_CONNECTION / 1_000_000
+        ));
+        proxy.set_first_byte_delay(FIRST_BYTE_DELAY);
+        proxy.set_bandwidth(Some(BYTES_PER_SECOND_AND_CONNECTION));
+    }
+    let store = Store::S3(proxy.endpoint());
+    let s3 = S3 {
+        bucket,
+        proxy,
+        _server: server,
+    };
+    Ok((objects, store, s3))
 }
 
 fn minimal_store(ground: &Ground, stage: &Stage<'_>) -> Result<(Vec<DemoObject>, Store), Error> {

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::Method;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::loopback::LoopbackServer;
@@ -53,6 +54,46 @@ pub struct RecordedRequest {
     pub if_match: Option<String>,
 }
 
+impl RecordedRequest {
+    /// Whether it lists a bucket, or all buckets: its path names no object.
+    pub fn lists(&self) -> bool {
+        let path = self.path.split('?').next().unwrap_or_default();
+        let names_no_object = path
+            .trim_start_matches('/')
+            .split_once('/')
+            .is_none_or(|(_, key)| key.is_empty());
+        self.method == Method::GET && names_no_object
+    }
+}
+
+/// Requests by kind, and what they brought.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// GETs of objects.
+    pub gets: u64,
+    /// HEADs.
+    pub heads: u64,
+    /// GETs of listings.
+    pub lists: u64,
+    /// Everything else.
+    pub others: u64,
+    /// Bytes of objects sent to clients.
+    pub data_bytes: u64,
+}
+
+impl Traffic {
+    /// What has come since `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            gets: self.gets - earlier.gets,
+            heads: self.heads - earlier.heads,
+            lists: self.lists - earlier.lists,
+            others: self.others - earlier.others,
+            data_bytes: self.data_bytes - earlier.data_bytes,
+        }
+    }
+}
+
 /// A proxy in front of one S3 server.
 #[derive(Debug)]
 pub struct FaultProxy {
@@ -62,21 +103,35 @@ pub struct FaultProxy {
 }
 
 impl FaultProxy {
-    /// Starts a proxy on a free loopback port that forwards everything to `upstream`.
+    /// Starts a proxy on a free loopback port that forwards everything to `upstream`, each request on a connection of its
+    /// own: a server may be stopped at any time.
     pub fn start(upstream: SocketAddr) -> Self {
+        Self::start_with(upstream, 0)
+    }
+
+    /// The same, for measuring: connections to the server are used again, as a client without a proxy would, so that
+    /// the proxy adds nothing but what it is told to.
+    pub fn start_reusing_connections(upstream: SocketAddr) -> Self {
+        Self::start_with(upstream, usize::MAX)
+    }
+
+    fn start_with(upstream: SocketAddr, idle_connections: usize) -> Self {
         let (hold, held) = watch::channel(false);
         let shared = Arc::new(Shared {
             upstream,
             plan: Mutex::default(),
             requests: Mutex::default(),
             bytes_sent: AtomicU64::new(0),
+            data_bytes: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             under_way: AtomicUsize::new(0),
             most_under_way: AtomicUsize::new(0),
             held,
         });
         let for_server = Arc::clone(&shared);
-        let server = LoopbackServer::start("fault-proxy", |listener| forward::serve(listener, for_server));
+        let server = LoopbackServer::start("fault-proxy", move |listener| {
+            forward::serve(listener, for_server, idle_connections)
+        });
         Self { shared, hold, server }
     }
 
@@ -133,6 +188,23 @@ impl FaultProxy {
             .count()
     }
 
+    /// What has gone through since the start or the last [`FaultProxy::reset`].
+    pub fn traffic(&self) -> Traffic {
+        let mut traffic = Traffic {
+            data_bytes: self.shared.data_bytes.load(Ordering::Acquire),
+            ..Traffic::default()
+        };
+        for request in self.shared.requests().iter() {
+            match request.method {
+                Method::GET if request.lists() => traffic.lists += 1,
+                Method::GET => traffic.gets += 1,
+                Method::HEAD => traffic.heads += 1,
+                _ => traffic.others += 1,
+            }
+        }
+        traffic
+    }
+
     /// Body bytes sent to clients.
     pub fn bytes_sent(&self) -> u64 {
         self.shared.bytes_sent.load(Ordering::Acquire)
@@ -147,6 +219,7 @@ impl FaultProxy {
     pub fn reset(&self) {
         self.shared.requests().clear();
         self.shared.bytes_sent.store(0, Ordering::Release);
+        self.shared.data_bytes.store(0, Ordering::Release);
         self.shared.most_under_way.store(0, Ordering::Release);
     }
 }
@@ -177,6 +250,8 @@ struct Shared {
     plan: Mutex<Plan>,
     requests: Mutex<Vec<RecordedRequest>>,
     bytes_sent: AtomicU64,
+    /// Of these, the bytes of objects.
+    data_bytes: AtomicU64,
     waiting: AtomicUsize,
     under_way: AtomicUsize,
     most_under_way: AtomicUsize,

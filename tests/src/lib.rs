@@ -19,6 +19,7 @@ mod loopback;
 mod net;
 mod process;
 mod s3;
+pub mod spark;
 pub mod table;
 mod wait;
 
@@ -26,7 +27,7 @@ pub use cluster::{Cluster, ClusterBuilder, GrantSetup, LEASE, Service, Worker, c
 pub use content::{deterministic_bytes, deterministic_range, first_difference, sha256_file, sha256_hex};
 pub use dir::{TestDir, repository_root};
 pub use driver::report_panics;
-pub use fault_proxy::{Fault, FaultProxy, Hold, RecordedRequest};
+pub use fault_proxy::{Fault, FaultProxy, Hold, RecordedRequest, Traffic};
 pub use literal_s3::LiteralS3;
 pub use net::free_port;
 pub use process::{Finished, Process, ProcessBuilder};

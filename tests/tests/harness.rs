@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use cachelet_tests::{
-    Bucket, Fault, FaultProxy, LiteralS3, Process, S3Kind, S3Server, TestDir, deterministic_bytes,
+    Bucket, Fault, FaultProxy, LiteralS3, Process, S3Kind, S3Server, TestDir, Traffic, deterministic_bytes,
     deterministic_range, free_port, sha256_file, sha256_hex, wait_until,
 };
 use http::Method;
@@ -287,6 +287,57 @@ fn the_first_byte_waits_for_the_delay_and_the_rest_for_the_bandwidth() {
         started.elapsed() >= Duration::from_millis(200),
         "{:?}",
         started.elapsed()
+    );
+}
+
+#[test]
+fn every_connection_has_the_bandwidth_for_itself() {
+    let (proxy, bucket, _) = behind_proxy();
+    let content = deterministic_bytes(11, 9 * MIB);
+    bucket.put("object", &content);
+    proxy.set_bandwidth(Some(18_000_000));
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            // A client of its own is a connection of its own.
+            let reader = bucket.through(proxy.address());
+            scope.spawn(move || assert_eq!(reader.get("object").body.len() as u64, 9 * MIB));
+        }
+    });
+    // 524 ms for each by itself; four times as much if they shared the bandwidth.
+    let took = started.elapsed();
+    assert!(took >= Duration::from_millis(500), "{took:?}");
+    assert!(took < Duration::from_millis(1600), "{took:?}");
+    assert_eq!(proxy.traffic().data_bytes, 4 * 9 * MIB);
+}
+
+#[test]
+fn traffic_is_counted_by_kind_and_only_objects_are_data() {
+    let (server, upload) = (S3Server::shared(), S3Server::shared().bucket());
+    let proxy = FaultProxy::start_reusing_connections(server.address());
+    let through = upload.through(proxy.address());
+    upload.put("dir/object", b"content");
+    assert_eq!(through.get("dir/object").status, 200);
+    assert_eq!(through.get("dir/object").status, 200);
+    assert_eq!(through.head("dir/object").status, 200);
+    assert_eq!(through.get("").status, 200);
+    assert_eq!(through.get("no-such-object").status, 404);
+    let before = proxy.traffic();
+    let expected = Traffic {
+        gets: 3,
+        heads: 1,
+        lists: 1,
+        others: 0,
+        data_bytes: 14,
+    };
+    assert_eq!(before, expected);
+    through.head("dir/object");
+    assert_eq!(
+        proxy.traffic().since(&before),
+        Traffic {
+            heads: 1,
+            ..Traffic::default()
+        }
     );
 }
 

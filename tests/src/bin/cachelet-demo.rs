@@ -5,7 +5,11 @@ use std::process::ExitCode;
 
 use cachelet_tests::demo::{Error, Settings, Stop, run};
 use cachelet_tests::report_panics;
+use cachelet_tests::spark::Release;
 use clap::Parser;
+
+/// Enough to read every table more than once, few enough for a demo: see `make bench-tpch` for all 22.
+const QUERIES: [&str; 8] = ["q01", "q03", "q06", "q09", "q12", "q14", "q19", "q22"];
 
 /// Reads TPC-H through a two-node cluster in front of a real S3 server: cold, warm, from the peer and after a restart.
 ///
@@ -15,14 +19,27 @@ use clap::Parser;
 #[command(name = "cachelet-demo", version)]
 struct Arguments {
     /// TPC-H scale factor; 1 is about 345 MB of Parquet.
-    #[arg(long, value_name = "FACTOR", default_value = "0.1", value_parser = scale_factor)]
+    #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = scale_factor)]
     scale_factor: String,
     /// No S3 server and no TPC-H: files of many sizes in a directory, which is the store.
     #[arg(long)]
     minimal: bool,
+    /// Leave the S3 server on loopback as it is; else a proxy makes it as far away as S3 is.
+    #[arg(long)]
+    no_delay: bool,
+    /// What Spark runs, in order.
+    #[arg(long, value_name = "QUERY,...", value_delimiter = ',', default_values = QUERIES)]
+    queries: Vec<String>,
+    /// Which Spark: 3.5 or 4.1.
+    #[arg(long, value_name = "LINE", default_value = "3.5", value_parser = release)]
+    spark: Release,
     /// Leave everything running at the end, until Ctrl-C.
     #[arg(long)]
     keep: bool,
+}
+
+fn release(line: &str) -> Result<Release, String> {
+    Release::of_line(line).ok_or_else(|| "expected 3.5 or 4.1".to_owned())
 }
 
 fn scale_factor(text: &str) -> Result<String, String> {
@@ -37,6 +54,9 @@ fn main() -> ExitCode {
     let settings = Settings {
         scale_factor: arguments.scale_factor,
         minimal: arguments.minimal,
+        delay: !arguments.no_delay,
+        queries: arguments.queries,
+        release: arguments.spark,
         keep: arguments.keep,
     };
     report_panics("cachelet-demo");

@@ -51,12 +51,15 @@ struct Ready {
 pub(super) struct Fills {
     pub(super) origin: u64,
     pub(super) peer: u64,
+    /// Fetches that have not ended yet.
+    pub(super) in_flight: u64,
 }
 
 /// The running cluster.
 #[derive(Debug)]
 pub(super) struct DevCluster {
     store: Store,
+    arguments: Vec<String>,
     dir: PathBuf,
     logs: PathBuf,
     dev: Process,
@@ -64,11 +67,19 @@ pub(super) struct DevCluster {
 }
 
 impl DevCluster {
-    /// Starts two workers over `store`, with everything they keep in `dir`.
-    pub(super) fn start(store: Store, dir: &Path, logs: &Path, stop: &Stop) -> Result<Self, Error> {
-        let (dev, ready) = start(&store, dir, logs, stop)?;
+    /// Starts two workers over `store`, with everything they keep in `dir` and further `arguments` of `cachelet dev`.
+    pub(super) fn start(
+        store: Store,
+        arguments: &[&str],
+        dir: &Path,
+        logs: &Path,
+        stop: &Stop,
+    ) -> Result<Self, Error> {
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        let (dev, ready) = start(&store, &arguments, dir, logs, stop)?;
         Ok(Self {
             store,
+            arguments,
             dir: dir.to_owned(),
             logs: logs.to_owned(),
             dev,
@@ -79,8 +90,12 @@ impl DevCluster {
     /// Ends it in order (SIGTERM) and starts it again over the same directory.
     pub(super) fn restart(&mut self, stop: &Stop) -> Result<(), Error> {
         self.end()?;
-        (self.dev, self.ready) = start(&self.store, &self.dir, &self.logs, stop)?;
+        (self.dev, self.ready) = start(&self.store, &self.arguments, &self.dir, &self.logs, stop)?;
         Ok(())
+    }
+
+    pub(super) fn nodes(&self) -> &[Node] {
+        &self.ready.nodes
     }
 
     pub(super) fn node(&self, index: usize) -> &Node {
@@ -105,6 +120,7 @@ impl DevCluster {
             };
             fills.origin += count("/fill_bytes/origin")?;
             fills.peer += count("/fill_bytes/peer")?;
+            fills.in_flight += count("/fetches_in_flight")?;
         }
         Ok(fills)
     }
@@ -197,13 +213,20 @@ impl Drop for DevCluster {
 }
 
 /// Runs `cachelet dev` until it says that the cluster is ready.
-fn start(store: &Store, dir: &Path, logs: &Path, stop: &Stop) -> Result<(Process, Ready), Error> {
+fn start(
+    store: &Store,
+    arguments: &[String],
+    dir: &Path,
+    logs: &Path,
+    stop: &Stop,
+) -> Result<(Process, Ready), Error> {
     let ready_file = dir.join("ready.json");
     let mut command = Process::binary("cachelet")
         .args(["dev", "--nodes", "2", "--dir"])
         .arg(dir)
         .arg("--ready-file")
         .arg(&ready_file)
+        .args(arguments)
         // What is set for another store must not end up here.
         .env_remove("AWS_ENDPOINT_URL")
         .env_remove("AWS_SESSION_TOKEN");

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Settings;
 use super::data::DemoObject;
+use super::spark::SparkRuns;
 use crate::table::{Table, bytes};
 
 /// One pass over all objects.
@@ -45,6 +46,8 @@ pub(super) struct Report {
     objects: usize,
     bytes: u64,
     passes: Vec<Pass>,
+    #[serde(flatten)]
+    spark: Option<SparkRuns>,
     status_url: String,
 }
 
@@ -63,8 +66,15 @@ impl Report {
             objects: objects.len(),
             bytes: objects.iter().map(|object| object.size).sum(),
             passes,
+            spark: None,
             status_url: status_url.to_owned(),
         }
+    }
+
+    /// Adds what Spark did, and where the cluster it did it with shows its status.
+    pub(super) fn add(&mut self, runs: SparkRuns, status_url: &str) {
+        self.spark = Some(runs);
+        status_url.clone_into(&mut self.status_url);
     }
 
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
@@ -143,13 +153,6 @@ impl fmt::Display for Report {
             "  opening asks the origin for each object's etag: a changed object is never read from the cache\n  \
              seconds, GB/s: reading; origin, peer: what the workers fetched; local, inline: how bytes reached the reader"
         )?;
-        if self.scale_factor.is_some() {
-            writeln!(
-                f,
-                "  the S3 server is on loopback: over a network (30 ms to the first byte, 90 MB/s a connection) direct and\n  \
-                 cold reads are many times slower, the others are not"
-            )?;
-        }
         Ok(())
     }
 }
@@ -178,6 +181,9 @@ mod tests {
         let settings = Settings {
             scale_factor: "0.1".to_owned(),
             minimal: false,
+            delay: true,
+            queries: Vec::new(),
+            release: crate::spark::Release::Spark3,
             keep: false,
         };
         Report::new(&settings, &[], passes, "http://127.0.0.1:1/status")

@@ -19,6 +19,10 @@ const PIECE_BYTES: usize = 64 << 10;
 /// A pause shorter than this is kept for the next piece: timers are no finer.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 
+/// A connection that fell behind, because a timer was late or the client was, may catch up this much: without it every
+/// late timer would take from the bandwidth.
+const CREDIT: Duration = Duration::from_millis(5);
+
 /// How a body ends.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum End {
@@ -51,11 +55,12 @@ impl Pace {
         let cost = Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64);
         let start = {
             let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
-            let start = free_at.map_or_else(Instant::now, |at| at.max(Instant::now()));
+            let now = Instant::now();
+            let start = free_at.map_or(now, |at| at.max(now - CREDIT));
             *free_at = Some(start + cost);
             start
         };
-        if start - Instant::now() >= SHORTEST_PAUSE {
+        if start.saturating_duration_since(Instant::now()) >= SHORTEST_PAUSE {
             tokio::time::sleep_until(start).await;
         }
     }
@@ -70,6 +75,7 @@ pub(super) struct Tap {
     left: Option<u64>,
     end: End,
     pace: Pace,
+    counts_as_data: bool,
     /// Ends with the body.
     _under_way: UnderWay,
     shared: Arc<Shared>,
@@ -80,6 +86,7 @@ impl Tap {
         body: Incoming,
         end: End,
         pace: Pace,
+        counts_as_data: bool,
         under_way: UnderWay,
         shared: Arc<Shared>,
     ) -> Self {
@@ -89,6 +96,7 @@ impl Tap {
             left: end.after_bytes(),
             end,
             pace,
+            counts_as_data,
             _under_way: under_way,
             shared,
         }
@@ -135,9 +143,11 @@ impl Tap {
         if let Some(left) = &mut self.left {
             *left -= piece.len() as u64;
         }
-        self.shared
-            .bytes_sent
-            .fetch_add(piece.len() as u64, Ordering::AcqRel);
+        let bytes = piece.len() as u64;
+        self.shared.bytes_sent.fetch_add(bytes, Ordering::AcqRel);
+        if self.counts_as_data {
+            self.shared.data_bytes.fetch_add(bytes, Ordering::AcqRel);
+        }
         Some(Ok(piece))
     }
 }

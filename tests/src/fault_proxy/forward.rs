@@ -6,27 +6,32 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_RANGE, ETAG, IF_MATCH, RANGE};
-use http::{HeaderValue, Request, Response, StatusCode, Uri};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::TcpListener;
 
 use super::body::{End, Pace, Tap};
 use super::{Fault, RecordedRequest, Shared, UnderWay};
 use crate::loopback::{Body, full, serve_http};
 
+/// Well below what S3 servers grant an idle connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+
 type Upstream = Client<HttpConnector, Incoming>;
 
 /// Forwards everything until it is dropped.
-pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, idle_connections: usize) {
     let upstream: Upstream = Client::builder(TokioExecutor::new())
         // Recorded requests are the client's: the proxy never repeats one by itself.
         .retry_canceled_requests(false)
         // A pooled connection that the server has closed meanwhile would fail a request for no reason of the test.
-        .pool_max_idle_per_host(0)
+        .pool_max_idle_per_host(idle_connections)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_timer(TokioTimer::new())
         .build_http();
     serve_http(listener, || {
         let (shared, upstream, pace) = (Arc::clone(&shared), upstream.clone(), Pace::default());
@@ -41,7 +46,7 @@ async fn answer(
     upstream: Upstream,
     pace: Pace,
 ) -> Result<Response<Body>, Infallible> {
-    record(&request, &shared);
+    let is_data = record(&request, &shared);
     let under_way = UnderWay::begin(&shared);
     wait_while_held(&shared).await;
     let (delay, fault) = {
@@ -78,18 +83,20 @@ async fn answer(
         Some(Fault::StallBody { after_bytes }) => end = End::Stall { after_bytes },
         Some(Fault::Status(_) | Fault::Stall) | None => {}
     }
-    let body = Tap::new(body, end, pace, under_way, shared).into_body();
+    let counts_as_data = is_data && parts.status.is_success();
+    let body = Tap::new(body, end, pace, counts_as_data, under_way, shared).into_body();
     Ok(Response::from_parts(parts, body))
 }
 
-fn record(request: &Request<Incoming>, shared: &Shared) {
+/// Says whether an object is asked for.
+fn record(request: &Request<Incoming>, shared: &Shared) -> bool {
     let header = |name| {
         request
             .headers()
             .get(name)
             .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
     };
-    shared.requests().push(RecordedRequest {
+    let recorded = RecordedRequest {
         method: request.method().clone(),
         path: request
             .uri()
@@ -97,7 +104,10 @@ fn record(request: &Request<Incoming>, shared: &Shared) {
             .map_or_else(String::new, ToString::to_string),
         range: header(RANGE),
         if_match: header(IF_MATCH),
-    });
+    };
+    let is_data = recorded.method == Method::GET && !recorded.lists();
+    shared.requests().push(recorded);
+    is_data
 }
 
 async fn forward(

@@ -1,0 +1,168 @@
+package io.cachelet.hadoop;
+
+import java.io.EOFException;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.List;
+import java.util.Objects;
+import java.util.concurrent.CompletableFuture;
+import java.util.function.IntFunction;
+
+import io.cachelet.client.CacheletException;
+import io.cachelet.client.CacheletObject;
+import org.apache.hadoop.fs.FileRange;
+
+/**
+ * Reads many ranges of a file: those for direct buffers in one call of the native client, which asks the daemon for all
+ * that is missing at once; the others one after the other. What Cachelet does not serve goes to the stock stream's own
+ * vectored read.
+ *
+ * <p>Apart from the stream, so that Hadoop before 3.3.5, which has no {@link FileRange}, never loads it.
+ */
+final class VectoredRead {
+  /** What one call of the native client asks for at most, unless one range is longer: a deadline is meant for it. */
+  private static final long BATCH_BYTES = 8 << 20;
+
+  private final PinnedReader reader;
+  private final StreamCounters counters;
+  private final IntFunction<ByteBuffer> allocate;
+  private final List<FileRange> ranges;
+  /** Ranges before this one have their data. */
+  private int done;
+
+  private VectoredRead(
+      PinnedReader reader, StreamCounters counters, List<FileRange> ranges, IntFunction<ByteBuffer> allocate) {
+    this.reader = reader;
+    this.counters = counters;
+    this.ranges = ranges;
+    this.allocate = allocate;
+  }
+
+  static void read(
+      PinnedReader reader, StreamCounters counters, List<? extends FileRange> asked, IntFunction<ByteBuffer> allocate)
+      throws IOException {
+    Objects.requireNonNull(allocate, "allocate");
+    List<FileRange> ranges = checkedAndSorted(asked, reader.sizeBytes());
+    reader.run(new VectoredRead(reader, counters, ranges, allocate)::run);
+  }
+
+  /** What Hadoop asks of a list of ranges, in its order of complaints. */
+  private static List<FileRange> checkedAndSorted(List<? extends FileRange> asked, long sizeBytes)
+      throws EOFException {
+    Objects.requireNonNull(asked, "ranges");
+    if (asked.isEmpty()) {
+      throw new IllegalArgumentException("no ranges to read");
+    }
+    List<FileRange> sorted = new ArrayList<>(asked);
+    for (FileRange range : sorted) {
+      Objects.requireNonNull(range, "range");
+      if (range.getLength() < 0) {
+        throw new IllegalArgumentException("the length of " + range + " is negative");
+      }
+      if (range.getOffset() < 0) {
+        throw new EOFException("the position of " + range + " is negative");
+      }
+    }
+    sorted.sort(Comparator.comparingLong(FileRange::getOffset));
+    long end = 0;
+    for (FileRange range : sorted) {
+      if (range.getOffset() < end) {
+        throw new IllegalArgumentException(range + " overlaps the range before it");
+      }
+      end = range.getOffset() + range.getLength();
+    }
+    if (end > sizeBytes) {
+      throw new EOFException("the last range ends at " + end + ", behind the file's " + sizeBytes + " bytes");
+    }
+    return sorted;
+  }
+
+  private void run() throws IOException {
+    try {
+      while (done < ranges.size() && reader.isCachesTurn()) {
+        if (!readBatch()) {
+          break;
+        }
+      }
+      if (done < ranges.size()) {
+        List<FileRange> rest = ranges.subList(done, ranges.size());
+        reader.withStock(stock -> stock.readVectored(rest, allocate));
+        done = ranges.size();
+      }
+    } catch (IOException e) {
+      for (FileRange range : ranges.subList(done, ranges.size())) {
+        CompletableFuture<ByteBuffer> failed = new CompletableFuture<>();
+        failed.completeExceptionally(e);
+        range.setData(failed);
+      }
+    }
+  }
+
+  /** Reads the next few ranges; says whether Cachelet served them. */
+  private boolean readBatch() throws IOException {
+    int end = done;
+    long bytes = 0;
+    List<ByteBuffer> buffers = new ArrayList<>();
+    boolean direct = true;
+    do {
+      FileRange range = ranges.get(end);
+      ByteBuffer buffer = allocate.apply(range.getLength());
+      buffers.add(buffer);
+      direct &= buffer.isDirect();
+      bytes += range.getLength();
+      end++;
+    } while (end < ranges.size() && bytes + ranges.get(end).getLength() <= BATCH_BYTES);
+
+    long started = System.nanoTime();
+    CacheletObject object = null;
+    try {
+      FileRange first = ranges.get(done);
+      object = reader.open(first.getOffset(), first.getLength());
+      if (direct) {
+        readDirect(object, buffers);
+      } else {
+        readOneByOne(object, buffers);
+      }
+      reader.served(object, System.nanoTime() - started);
+    } catch (CacheletException e) {
+      return reader.isWorthAnotherTry(e, object);
+    }
+    if (!reader.mayDeliver(PinnedReader.Source.CACHE)) {
+      return false;
+    }
+    for (ByteBuffer buffer : buffers) {
+      FileRange range = ranges.get(done++);
+      buffer.flip();
+      counters.delivered(range.getLength(), range.getLength());
+      range.setData(CompletableFuture.completedFuture(buffer));
+    }
+    return true;
+  }
+
+  private void readDirect(CacheletObject object, List<ByteBuffer> buffers) throws CacheletException {
+    int count = buffers.size();
+    long[] positions = new long[count];
+    int[] lengths = new int[count];
+    for (int i = 0; i < count; i++) {
+      positions[i] = ranges.get(done + i).getOffset();
+      lengths[i] = ranges.get(done + i).getLength();
+    }
+    object.readVectored(positions, lengths, buffers.toArray(new ByteBuffer[0]));
+  }
+
+  private void readOneByOne(CacheletObject object, List<ByteBuffer> buffers) throws CacheletException {
+    for (int i = 1; i < buffers.size(); i++) {
+      object.prefetch(ranges.get(done + i).getOffset(), ranges.get(done + i).getLength());
+    }
+    for (int i = 0; i < buffers.size(); i++) {
+      FileRange range = ranges.get(done + i);
+      ByteBuffer buffer = buffers.get(i);
+      buffer.limit(buffer.position() + range.getLength());
+      if (range.getLength() > 0) {
+        object.read(range.getOffset(), buffer);
+      }
+    }
+  }
+}

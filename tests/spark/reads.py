@@ -1,0 +1,112 @@
+"""Reads tables step by step in one Spark application, and tells what it read and where Spark wanted to read it.
+
+    reads.py --steps <file.json> --out <file.json>
+
+A step: {"name", "format": "parquet|orc|csv|json|text|rdd", "path", "options": {}, "wait_for": <file>, "executors": <n>}.
+Its jobs carry its name as their group in the event log. The result, by step: {"rows", "hash" (of all columns of all
+rows, in no order), "seconds", "preferred_hosts": [hosts of each partition], "files"}.
+
+`rdd` reads lines through SparkContext.textFile (HadoopRDD). With `wait_for` the step begins when that file is there,
+and a file <out>.<name>.waiting says that it waits. With `executors` it begins when so many are registered.
+
+With {"write": "parquet|...", "from": <uri>, "path": <uri>, "files": <n>, "partition_by": [columns]} it writes instead.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import time
+
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as f
+
+# A step that waits longer has been forgotten.
+PATIENCE_SECONDS = 120
+
+
+def wait_until(what, condition):
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {PATIENCE_SECONDS} s in vain until {what}")
+        time.sleep(0.02)
+
+
+def executors(spark):
+    # The driver is in the map too.
+    return spark.sparkContext._jsc.sc().getExecutorMemoryStatus().size() - 1
+
+
+def preferred_hosts(dataframe):
+    """The hosts that Spark's scheduler is told for each partition of a scan."""
+    rdd = dataframe._jdf.queryExecution().toRdd()
+    while rdd.dependencies().size() > 0:
+        rdd = rdd.dependencies().apply(0).rdd()
+    hosts = []
+    for partition in rdd.partitions():
+        preferred = rdd.preferredLocations(partition)
+        hosts.append([preferred.apply(i) for i in range(preferred.size())])
+    return hosts
+
+
+def read(spark, step):
+    if step["format"] == "rdd":
+        lines = spark.sparkContext.textFile(step["path"])
+        started = time.monotonic()
+        # Through the JVM: Python's workers are not what is looked at.
+        rows = lines._jrdd.count()
+        return {"rows": rows, "hash": None, "seconds": time.monotonic() - started}
+    started = time.monotonic()
+    table = spark.read.format(step["format"]).options(**step.get("options", {})).load(step["path"])
+    columns = [f.col(name) for name in table.columns]
+    row = table.select(f.xxhash64(*columns).alias("h")).agg(
+        f.count("h"), f.sum(f.col("h").cast("decimal(38,0)"))
+    ).collect()[0]
+    seconds = time.monotonic() - started
+    return {
+        "rows": row[0],
+        "hash": str(row[1]),
+        "seconds": seconds,
+        "preferred_hosts": preferred_hosts(table),
+        "files": len(table.inputFiles()),
+    }
+
+
+def write(spark, step):
+    table = spark.read.parquet(step["from"]).repartition(step["files"])
+    writer = table.write.mode("overwrite").options(**step.get("options", {}))
+    if "partition_by" in step:
+        writer = writer.partitionBy(*step["partition_by"])
+    writer.format(step["write"]).save(step["path"])
+    return {}
+
+
+def run(spark, step, out):
+    if "executors" in step:
+        wait_until(f"{step['executors']} executors are registered", lambda: executors(spark) == step["executors"])
+    if "wait_for" in step:
+        pathlib.Path(f"{out}.{step['name']}.waiting").touch()
+        wait_until(f"{step['wait_for']} is there", lambda: os.path.exists(step["wait_for"]))
+    spark.sparkContext.setJobGroup(step["name"], step["name"])
+    for key, value in step.get("settings", {}).items():
+        spark.conf.set(key, value)
+    return write(spark, step) if "write" in step else read(spark, step)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Reads tables step by step")
+    parser.add_argument("--steps", required=True)
+    parser.add_argument("--out", required=True)
+    arguments = parser.parse_args()
+    steps = json.loads(pathlib.Path(arguments.steps).read_text(encoding="utf-8"))
+    spark = SparkSession.builder.getOrCreate()
+    try:
+        results = {step["name"]: run(spark, step, arguments.out) for step in steps}
+        pathlib.Path(arguments.out).write_text(json.dumps(results, indent=2), encoding="utf-8")
+    finally:
+        spark.stop()
+
+
+if __name__ == "__main__":
+    main()
