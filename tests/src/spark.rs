@@ -10,7 +10,7 @@ mod events;
 mod install;
 mod standalone;
 
-pub use application::{Application, RunningApplication, cachelet_jar};
+pub use application::{Application, RunningApplication, Summary, cachelet_jar};
 pub use events::{EventLog, Executor, Locality, Task};
 pub use install::{Release, SparkInstall};
 pub use standalone::{SparkCluster, SparkNode};
