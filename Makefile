@@ -2,7 +2,7 @@
 # A second run finds it there. Needs Rust (rustup), Java 17, Maven, Go and Python 3.11.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-min test bench jar lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts \
+.PHONY: help demo demo-min test bench bench-jvm jar lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts \
         soak fmt clean release-binaries s3-servers strace
 
 # TPC-H scale factor of the demo's data, and the seconds for each fuzz target.
@@ -33,6 +33,13 @@ test: s3-servers strace ## Run all tests, against real processes and real S3 ser
 bench: release-binaries ## Measure against the local file system and direct S3; writes target/bench/report.json
 	@scripts/s3-server install s3proxy
 	@$(BIN)/cachelet-bench $(if $(filter-out 0,$(QUICK)),--quick) $(if $(CASE),--case $(CASE))
+
+bench-jvm: release-binaries jar ## Compare reads in the JVM with C's pread of the same bytes
+	@mkdir -p target/bench-jvm
+	cc -O2 -Wall -Wextra -o target/bench-jvm/pread tests/benches/jvm/pread.c
+	mvn -q -B -f tests/benches/jvm/pom.xml package
+	@java -cp 'target/bench-jvm/classes:target/bench-jvm/dependency/*' io.cachelet.bench.Main \
+	    $(BIN) target/bench-jvm/pread $(if $(filter-out 0,$(QUICK)),2,7)
 
 jar: ## Build the one jar for Spark and Hadoop, with the native library: target/jars
 	@scripts/native-library

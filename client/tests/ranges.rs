@@ -91,7 +91,13 @@ fn a_read_through_scratch_memory_is_the_read_without() {
         let (daemon, bytes) = with_object(length);
         let client = Client::new(daemon.options());
         let object = open(&client);
-        for (offset, asked) in [(0, length), (0, 1), (length / 2, length), (length, 5), (length + 9, 5)] {
+        for (offset, asked) in [
+            (0, length),
+            (0, 1),
+            (length / 2, length),
+            (length, 5),
+            (length + 9, 5),
+        ] {
             for scratch in [100_000, 1 << 20] {
                 let start = length.min(offset) as usize;
                 let end = length.min(offset + asked) as usize;

@@ -1,6 +1,6 @@
 //! The ids that files, frames and reports carry never change: vectors computed by another implementation.
 
-use cachelet_protocol::ids::{Etag, Generation, ObjectName, StoreIdentity};
+use cachelet_protocol::ids::{Etag, Generation, ObjectName, StoreFingerprint, StoreIdentity};
 
 #[test]
 fn ids_are_those_of_the_committed_vectors() {
@@ -27,4 +27,24 @@ fn ids_are_those_of_the_committed_vectors() {
         rows += 1;
     }
     assert_eq!(rows, 4);
+}
+
+#[test]
+fn store_fingerprints_are_those_of_the_committed_vectors() {
+    let mut rows = 0;
+    for row in include_str!("vectors/store_fingerprints.tsv")
+        .lines()
+        .filter(|row| !row.starts_with('#'))
+    {
+        let [scheme, endpoint, region, bucket, requester_pays, expected] = row
+            .split('\t')
+            .collect::<Vec<_>>()
+            .try_into()
+            .expect("six columns");
+        let (scheme, pays) = (scheme.parse().unwrap(), requester_pays == "true");
+        let fingerprint = StoreFingerprint::of(scheme, endpoint, region, bucket, pays);
+        assert_eq!(fingerprint.to_string(), expected, "{row}");
+        rows += 1;
+    }
+    assert_eq!(rows, 5);
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cachelet_client::{Client, Error, Object, Options};
 use cachelet_tests::{
@@ -373,4 +373,56 @@ fn a_worker_restarted_while_the_service_is_down_serves_and_registers_when_it_is_
     });
     cluster.wait_until_resident(&path, 0);
     cluster.wait_until_resident(&later, 0);
+}
+
+#[test]
+fn a_daemon_that_hangs_costs_a_request_timeout_and_what_is_held_costs_nothing() {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    let (bucket, cluster) = over_s3();
+    let mut cluster = cluster.without_service().start();
+    let (path, _) = put(&bucket, "held", 155, 2 * MIB);
+    let (other, _) = put(&bucket, "not held", 156, 2 * MIB);
+    let client = Client::new(Options {
+        request_timeout: TIMEOUT,
+        ..without_readahead(cluster.worker(0))
+    });
+    client.set_request_timeout(DEADLINE);
+    let held = open(&client, &path).expect("it exists");
+    read_mib(&held, 155, 0).expect("it can be read");
+    client.set_request_timeout(TIMEOUT);
+    let newcomer = Client::new(Options {
+        connect_timeout: TIMEOUT,
+        ..without_readahead(cluster.worker(0))
+    });
+
+    cluster.worker(0).process().signal(Signal::SIGSTOP);
+    let took_one_timeout = |what: &str, outcome: Result<(), Error>, began: Instant| {
+        let took = began.elapsed();
+        assert!(
+            matches!(outcome, Err(Error::Timeout { .. })),
+            "{what}: {outcome:?}"
+        );
+        assert!(took >= TIMEOUT && took < 3 * TIMEOUT, "{what} took {took:?}");
+    };
+    let began = Instant::now();
+    took_one_timeout("a fill", read_mib(&held, 155, MIB), began);
+    let began = Instant::now();
+    took_one_timeout("an open", open(&client, &other).map(drop), began);
+    let began = Instant::now();
+    took_one_timeout("a connection", newcomer.connect().map(drop), began);
+    let began = Instant::now();
+    for _ in 0..100 {
+        read_mib(&held, 155, 0).expect("nobody is asked");
+    }
+    assert!(
+        began.elapsed() < 3 * TIMEOUT,
+        "held blocks took {:?}",
+        began.elapsed()
+    );
+    cluster.worker(0).process().signal(Signal::SIGCONT);
+
+    client.set_request_timeout(DEADLINE);
+    read_mib(&held, 155, MIB).expect("the daemon goes on");
+    read_mib(&open(&client, &other).expect("it exists"), 156, 0).expect("it can be read");
+    assert_eq!(client.stats().reconnects, 0, "its session was never given up");
 }

@@ -16,5 +16,6 @@ mod locations;
 mod reads;
 mod short_circuit;
 mod support;
+mod usage;
 mod wire;
 mod wrong_input;

@@ -33,7 +33,7 @@ public final class CacheletFileStatus extends S3ALocatedFileStatus {
    */
   @Override
   public BlockLocation[] getBlockLocations() {
-    return BlockLocator.get().locate(getPath().toString(), getEtag(), getLen());
+    return BlockLocator.get().locate(getPath().toString(), Generation.canonical(getEtag()), getLen());
   }
 
   @Override
@@ -47,7 +47,7 @@ public final class CacheletFileStatus extends S3ALocatedFileStatus {
   }
 
   private void tellLocator() {
-    BlockLocator.get().listed(getPath().toString(), getEtag(), getLen());
+    BlockLocator.get().listed(getPath().toString(), Generation.canonical(getEtag()), getLen());
   }
 
   private void readObject(ObjectInputStream in) throws IOException, ClassNotFoundException {

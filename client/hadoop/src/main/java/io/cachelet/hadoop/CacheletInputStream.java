@@ -4,6 +4,9 @@ import java.io.EOFException;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.util.List;
+import java.util.Locale;
+import java.util.Objects;
+import java.util.function.Consumer;
 import java.util.function.IntFunction;
 
 import org.apache.hadoop.fs.ByteBufferPositionedReadable;
@@ -240,7 +243,15 @@ public final class CacheletInputStream extends FSInputStream
    */
   public void readVectored(List<? extends FileRange> ranges, IntFunction<ByteBuffer> allocate) throws IOException {
     reader.checkOpen();
-    VectoredRead.read(reader, counters, ranges, allocate);
+    VectoredRead.read(reader, counters, ranges, allocate, null);
+  }
+
+  /** As the other, and gives {@code release} the buffers that it allocated in vain. Hadoop has this since 3.4.2. */
+  public void readVectored(
+      List<? extends FileRange> ranges, IntFunction<ByteBuffer> allocate, Consumer<ByteBuffer> release)
+      throws IOException {
+    reader.checkOpen();
+    VectoredRead.read(reader, counters, ranges, allocate, Objects.requireNonNull(release, "release"));
   }
 
   // The rest of the contract.
@@ -266,7 +277,7 @@ public final class CacheletInputStream extends FSInputStream
 
   @Override
   public boolean hasCapability(String capability) {
-    switch (capability.toLowerCase(java.util.Locale.ROOT)) {
+    switch (capability.toLowerCase(Locale.ROOT)) {
       case StreamCapabilities.IOSTATISTICS:
       case StreamCapabilities.READAHEAD:
       case StreamCapabilities.UNBUFFER:

@@ -3,13 +3,11 @@ package io.cachelet.hadoop;
 import java.io.FileNotFoundException;
 import java.io.IOException;
 import java.net.URI;
-import java.util.ArrayList;
+import java.util.Collections;
 import java.util.EnumSet;
-import java.util.List;
 import java.util.concurrent.CompletableFuture;
 
 import io.cachelet.client.NativeLibrary;
-import io.cachelet.locality.BlockLocator;
 import org.apache.hadoop.conf.Configuration;
 import org.apache.hadoop.fs.BlockLocation;
 import org.apache.hadoop.fs.CreateFlag;
@@ -50,6 +48,10 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
   private static final String MAGIC = "__magic";
   private static final String SELECT = "fs.s3a.select.sql";
   private static final long UNKNOWN_STORE_NANOS = 30_000_000_000L;
+
+  /** What {@code open} means in terms of {@code openFile}. */
+  private static final OpenFileParameters PLAIN =
+      new OpenFileParameters().withMandatoryKeys(Collections.emptySet()).withOptions(new Configuration(false));
 
   private ReadSettings settings;
   private RememberedStatuses<S3AFileStatus> remembered;
@@ -103,7 +105,7 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
       ReadMetrics.fellBack(why);
       return super.open(file, bufferSize);
     }
-    S3AFile opened = resolve(path, new OpenFileParameters().withOptions(new Configuration(false)));
+    S3AFile opened = resolve(path, PLAIN);
     if (opened == null) {
       return super.open(file, bufferSize);
     }
@@ -273,6 +275,15 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
     }
 
     @Override
+    public void verify() throws IOException {
+      throw changed(
+          "read",
+          "Cachelet stopped serving after it had delivered bytes of " + generation() + ", and S3A's change detection ("
+              + getChangeDetectionPolicy() + ") cannot make sure that S3 still has that generation",
+          null);
+    }
+
+    @Override
     public boolean isRemembered() {
       return wasRemembered;
     }
@@ -385,12 +396,8 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
       if (!status.isFile()) {
         return status;
       }
-      return new LocatedFileStatus(status, nowhere(status.getLen()));
+      return new LocatedFileStatus(status, Locations.nowhere(status.getLen()));
     }
-  }
-
-  private static BlockLocation[] nowhere(long length) {
-    return new BlockLocation[] {new BlockLocation(new String[0], new String[0], 0, length)};
   }
 
   @Override
@@ -398,25 +405,9 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
     if (file == null) {
       return null;
     }
-    if (start < 0 || length < 0) {
-      throw new IllegalArgumentException("Invalid start or len parameter: " + start + ", " + length);
-    }
-    if (file.getLen() <= start) {
-      return new BlockLocation[0];
-    }
     S3AFileStatus own = withEtag(file);
-    BlockLocation[] all =
-        own == null
-            ? nowhere(file.getLen())
-            : BlockLocator.get().locate(makeQualified(own.getPath()).toString(), own.getEtag(), own.getLen());
-    long end = length > Long.MAX_VALUE - start ? Long.MAX_VALUE : start + length;
-    List<BlockLocation> overlapping = new ArrayList<>();
-    for (BlockLocation location : all) {
-      if (location.getOffset() < end && location.getOffset() + location.getLength() > start) {
-        overlapping.add(location);
-      }
-    }
-    return overlapping.toArray(new BlockLocation[0]);
+    String etag = own == null ? null : Generation.canonical(own.getEtag());
+    return Locations.overlapping(makeQualified(file.getPath()).toString(), etag, file.getLen(), start, length);
   }
 
   @Override

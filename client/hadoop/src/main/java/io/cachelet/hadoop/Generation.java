@@ -25,6 +25,12 @@ final class Generation {
     return etag != null && !etag.isEmpty() && !etag.startsWith("W/");
   }
 
+  /** An etag without the quotes that some SDKs leave on it. */
+  static String canonical(String etag) {
+    boolean quoted = etag != null && etag.length() >= 2 && etag.startsWith("\"") && etag.endsWith("\"");
+    return quoted ? etag.substring(1, etag.length() - 1) : etag;
+  }
+
   @Override
   public String toString() {
     return uri + " (etag " + etag + ", " + sizeBytes + " bytes)";

@@ -13,10 +13,17 @@ interface Origin {
   FSDataInputStream open() throws IOException;
 
   /**
-   * Whether a stock stream gives the generation's bytes or an error, whatever happens to the object. Where not, bytes
-   * of it and of the cache must never meet in one stream.
+   * Whether a stock stream gives the generation's bytes or an error, whatever happens to the object. Where not, what it
+   * gives after bytes of the cache is verified.
    */
   boolean pinsGeneration();
+
+  /**
+   * Where the origin cannot pin: makes sure, after something was read from it, that it is still the generation.
+   *
+   * @throws IOException if it is another one, or that cannot be known
+   */
+  void verify() throws IOException;
 
   /** Whether the generation was remembered, rather than asked for now or given by the caller. */
   boolean isRemembered();

@@ -17,8 +17,8 @@ import org.apache.hadoop.fs.statistics.StreamStatisticNames;
  * Safe for many threads; reads from Cachelet take no lock, those from the origin share one stock stream.
  *
  * <p>Invariants: all bytes are of one generation, because the object was opened as that one at the daemon and the stock
- * stream is pinned to it. Where the origin cannot pin, the first bytes delivered decide for one source, and the other
- * delivers nothing after them. A generation that was remembered may be exchanged for the present one before the first
+ * stream is pinned to it. Where the origin cannot pin, bytes of the cache never follow bytes of the origin, and bytes of
+ * the origin follow those of the cache only after the origin was found to have the same generation still. A generation that was remembered may be exchanged for the present one before the first
  * bytes are delivered; until then one thread reads at a time. Positions at or behind the end never come here.
  *
  * <p>After a failure that may pass, the stream stays with the origin for {@link #PAUSE_NANOS}, so that a sequential
@@ -91,6 +91,11 @@ final class PinnedReader {
       settled = true;
       return read;
     }
+  }
+
+  /** As {@link #read}, within {@link #run}. */
+  int readAlone(long position, Target target) throws IOException {
+    return readNow(position, target);
   }
 
   private int readNow(long position, Target target) throws IOException {
@@ -327,7 +332,7 @@ final class PinnedReader {
             "the origin's stream of " + generation + " ended at " + position + ", before the object's end");
       }
       if (!mayDeliver(Source.ORIGIN)) {
-        throw cannotPin();
+        origin.verify();
       }
       ReadMetrics.readFromOrigin(read);
       daemon.originTook(System.nanoTime() - started);
@@ -343,9 +348,6 @@ final class PinnedReader {
 
   /** The stock stream, opened. The caller has {@link #originLock}. */
   private FSDataInputStream stock() throws IOException {
-    if (firstSource.get() == Source.CACHE && !origin.pinsGeneration()) {
-      throw cannotPin();
-    }
     if (stock == null) {
       stock = origin.open();
       if (readaheadSet) {
@@ -356,24 +358,16 @@ final class PinnedReader {
     return stock;
   }
 
-  private IOException cannotPin() {
-    return origin.changed(
-        "read",
-        "Cachelet stopped serving after it had delivered bytes of " + generation
-            + ", and with this store's change detection the origin may deliver those of another generation",
-        null);
-  }
-
-  /** Runs an operation on the stock stream, which delivers by itself. */
+  /** Runs an operation on the stock stream, which delivers by itself and therefore must be pinned. */
   void withStock(StockOperation operation) throws IOException {
     synchronized (originLock) {
       checkOpen();
-      FSDataInputStream in = stock();
-      if (!mayDeliver(Source.ORIGIN)) {
-        throw cannotPin();
-      }
-      operation.run(in);
+      operation.run(stock());
     }
+  }
+
+  boolean isPinned() {
+    return origin.pinsGeneration();
   }
 
   /** Something done with a stock stream. */

@@ -8,6 +8,7 @@ import java.util.Comparator;
 import java.util.List;
 import java.util.Objects;
 import java.util.concurrent.CompletableFuture;
+import java.util.function.Consumer;
 import java.util.function.IntFunction;
 
 import io.cachelet.client.CacheletException;
@@ -28,33 +29,34 @@ final class VectoredRead {
   private final PinnedReader reader;
   private final StreamCounters counters;
   private final IntFunction<ByteBuffer> allocate;
+  /** Takes buffers back that nobody gets; null where Hadoop, before 3.4.2, has no such thing. */
+  private final Consumer<ByteBuffer> release;
   private final List<FileRange> ranges;
   /** Ranges before this one have their data. */
   private int done;
 
   private VectoredRead(
-      PinnedReader reader, StreamCounters counters, List<FileRange> ranges, IntFunction<ByteBuffer> allocate) {
+      PinnedReader reader, StreamCounters counters, List<FileRange> ranges, IntFunction<ByteBuffer> allocate,
+      Consumer<ByteBuffer> release) {
     this.reader = reader;
     this.counters = counters;
     this.ranges = ranges;
     this.allocate = allocate;
+    this.release = release;
   }
 
   static void read(
-      PinnedReader reader, StreamCounters counters, List<? extends FileRange> asked, IntFunction<ByteBuffer> allocate)
-      throws IOException {
+      PinnedReader reader, StreamCounters counters, List<? extends FileRange> asked, IntFunction<ByteBuffer> allocate,
+      Consumer<ByteBuffer> release) throws IOException {
     Objects.requireNonNull(allocate, "allocate");
     List<FileRange> ranges = checkedAndSorted(asked, reader.sizeBytes());
-    reader.run(new VectoredRead(reader, counters, ranges, allocate)::run);
+    reader.run(new VectoredRead(reader, counters, ranges, allocate, release)::run);
   }
 
   /** What Hadoop asks of a list of ranges, in its order of complaints. */
   private static List<FileRange> checkedAndSorted(List<? extends FileRange> asked, long sizeBytes)
       throws EOFException {
     Objects.requireNonNull(asked, "ranges");
-    if (asked.isEmpty()) {
-      throw new IllegalArgumentException("no ranges to read");
-    }
     List<FileRange> sorted = new ArrayList<>(asked);
     for (FileRange range : sorted) {
       Objects.requireNonNull(range, "range");
@@ -86,9 +88,20 @@ final class VectoredRead {
           break;
         }
       }
+      while (done < ranges.size() && !reader.isPinned()) {
+        readFromOrigin(ranges.get(done));
+        done++;
+      }
       if (done < ranges.size()) {
         List<FileRange> rest = ranges.subList(done, ranges.size());
-        reader.withStock(stock -> stock.readVectored(rest, allocate));
+        reader.withStock(
+            stock -> {
+              if (release == null) {
+                stock.readVectored(rest, allocate);
+              } else {
+                stock.readVectored(rest, allocate, release);
+              }
+            });
         done = ranges.size();
       }
     } catch (IOException e) {
@@ -102,34 +115,28 @@ final class VectoredRead {
 
   /** Reads the next few ranges; says whether Cachelet served them. */
   private boolean readBatch() throws IOException {
-    int end = done;
-    long bytes = 0;
     List<ByteBuffer> buffers = new ArrayList<>();
-    boolean direct = true;
-    do {
-      FileRange range = ranges.get(end);
-      ByteBuffer buffer = allocate.apply(range.getLength());
-      buffers.add(buffer);
-      direct &= buffer.isDirect();
-      bytes += range.getLength();
-      end++;
-    } while (end < ranges.size() && bytes + ranges.get(end).getLength() <= BATCH_BYTES);
-
+    boolean delivered = false;
     long started = System.nanoTime();
     CacheletObject object = null;
     try {
       FileRange first = ranges.get(done);
       object = reader.open(first.getOffset(), first.getLength());
-      if (direct) {
+      if (allocateBatch(buffers)) {
         readDirect(object, buffers);
       } else {
         readOneByOne(object, buffers);
       }
       reader.served(object, System.nanoTime() - started);
+      delivered = reader.mayDeliver(PinnedReader.Source.CACHE);
     } catch (CacheletException e) {
       return reader.isWorthAnotherTry(e, object);
+    } finally {
+      if (!delivered && release != null) {
+        buffers.forEach(release);
+      }
     }
-    if (!reader.mayDeliver(PinnedReader.Source.CACHE)) {
+    if (!delivered) {
       return false;
     }
     for (ByteBuffer buffer : buffers) {
@@ -139,6 +146,32 @@ final class VectoredRead {
       range.setData(CompletableFuture.completedFuture(buffer));
     }
     return true;
+  }
+
+  private void readFromOrigin(FileRange range) throws IOException {
+    ByteBuffer buffer = allocate.apply(range.getLength());
+    buffer.limit(buffer.position() + range.getLength());
+    long at = range.getOffset();
+    while (buffer.hasRemaining()) {
+      at += reader.readAlone(at, new Target(buffer));
+    }
+    buffer.flip();
+    range.setData(CompletableFuture.completedFuture(buffer));
+  }
+
+  /** Buffers for the next ranges, up to a batch; says whether all are direct. */
+  private boolean allocateBatch(List<ByteBuffer> buffers) {
+    int end = done;
+    long bytes = 0;
+    boolean direct = true;
+    do {
+      int length = ranges.get(end++).getLength();
+      ByteBuffer buffer = allocate.apply(length);
+      buffers.add(buffer);
+      direct &= buffer.isDirect();
+      bytes += length;
+    } while (end < ranges.size() && bytes + ranges.get(end).getLength() <= BATCH_BYTES);
+    return direct;
   }
 
   private void readDirect(CacheletObject object, List<ByteBuffer> buffers) throws CacheletException {

@@ -120,7 +120,7 @@ final class DriverSide implements DriverPlugin {
     switch (Messages.text(map, Messages.KIND)) {
       case Messages.REGISTRATION:
         registered(executor, map);
-        break;
+        return Boolean.TRUE;
       case Messages.REPORT:
         ledger.reported(
             executor, Messages.number(map, Messages.TASKS), Counters.fromMessage(map.get(Messages.COUNTERS)));
@@ -132,7 +132,8 @@ final class DriverSide implements DriverPlugin {
       default:
         LOG.debug("an executor sent what this version does not know: {}", map.get(Messages.KIND));
     }
-    return Boolean.TRUE;
+    // Nobody waits for an answer to a report.
+    return null;
   }
 
   private void registered(String executor, Map<?, ?> message) {
@@ -142,7 +143,7 @@ final class DriverSide implements DriverPlugin {
     directory.serviceAddress(Messages.text(message, Messages.SERVICE));
     directory.added(executor, host, node);
     LOG.info(
-        "executor {} ({}) reads through worker {} (version {}) on node {}",
+        "cachelet: executor {} ({}) reads through worker {} (version {}) on node {}",
         executor,
         host,
         Messages.text(message, Messages.WORKER),
@@ -207,7 +208,7 @@ final class DriverSide implements DriverPlugin {
   }
 
   private synchronized void write(ExecutionSummary summary) {
-    LOG.info("{}", summary.toLine());
+    LOG.info("cachelet: {}", summary.toLine());
     if (summaryFile.isEmpty()) {
       return;
     }

@@ -1,0 +1,103 @@
+package io.cachelet.hadoop.contract;
+
+import java.io.PrintWriter;
+import java.nio.file.Files;
+import java.nio.file.Paths;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Set;
+
+import io.cachelet.hadoop.ReadMetrics;
+import org.junit.runner.Description;
+import org.junit.runner.JUnitCore;
+import org.junit.runner.notification.Failure;
+import org.junit.runner.notification.RunListener;
+
+/**
+ * Runs Hadoop's contract suites on several setups in one JVM, and writes a line for each test and suite:
+ *
+ * <pre>
+ * test   setup  suite  method  passed|failed|skipped  message
+ * suite  setup  suite  bytes from Cachelet  bytes from the origin  grants  milliseconds
+ * </pre>
+ *
+ * <p>Arguments: the file to write, then {@code name=class,bucket,socket directory} for each setup. The endpoint is the
+ * property {@code cachelet.test.s3.endpoint}, the credentials AWS's environment variables.
+ */
+public final class ContractRun {
+  private ContractRun() {}
+
+  public static void main(String[] arguments) throws Exception {
+    List<Class<?>> suites = new ArrayList<>(Arrays.asList(ContractSuites.ALL));
+    if (hasVectoredReads()) {
+      suites.add(0, Class.forName("io.cachelet.hadoop.contract.VectoredReadSuite"));
+    }
+    try (PrintWriter out = new PrintWriter(Files.newBufferedWriter(Paths.get(arguments[0])), true)) {
+      for (String setup : Arrays.asList(arguments).subList(1, arguments.length)) {
+        Setup.current = Setup.parse(setup);
+        for (Class<?> suite : suites) {
+          run(suite, out);
+        }
+      }
+    }
+    // Threads of the SDK outlive their file systems.
+    System.exit(0);
+  }
+
+  private static boolean hasVectoredReads() {
+    try {
+      Class.forName("org.apache.hadoop.fs.FileRange");
+      return true;
+    } catch (ClassNotFoundException e) {
+      return false;
+    }
+  }
+
+  private static void run(Class<?> suite, PrintWriter out) {
+    ReadMetrics before = ReadMetrics.snapshot();
+    JUnitCore junit = new JUnitCore();
+    junit.addListener(
+        new RunListener() {
+          private final Set<Description> ended = new HashSet<>();
+
+          @Override
+          public void testFailure(Failure failure) {
+            say(failure.getDescription(), "failed", failure.getTrace());
+          }
+
+          @Override
+          public void testAssumptionFailure(Failure failure) {
+            say(failure.getDescription(), "skipped", failure.getMessage());
+          }
+
+          @Override
+          public void testIgnored(Description test) {
+            say(test, "skipped", "ignored");
+          }
+
+          @Override
+          public void testFinished(Description test) {
+            say(test, "passed", "");
+          }
+
+          private void say(Description test, String outcome, String message) {
+            if (ended.add(test)) {
+              String line = String.valueOf(message).replaceAll("\\s*\\R\\s*", " | ").replace('\t', ' ');
+              out.println(
+                  String.join(
+                      "\t", "test", Setup.current.name, suite.getSimpleName(), String.valueOf(test.getMethodName()),
+                      outcome, line.length() > 2000 ? line.substring(0, 2000) : line));
+            }
+          }
+        });
+    long millis = junit.run(suite).getRunTime();
+    ReadMetrics after = ReadMetrics.snapshot();
+    out.println(
+        String.join(
+            "\t", "suite", Setup.current.name, suite.getSimpleName(),
+            Long.toString(after.localBytes + after.inlineBytes - before.localBytes - before.inlineBytes),
+            Long.toString(after.originBytes - before.originBytes), Long.toString(after.grants - before.grants), Long.toString(millis)));
+  }
+}
