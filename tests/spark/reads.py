@@ -9,7 +9,8 @@ rows, in no order), "seconds", "preferred_hosts": [hosts of each partition], "fi
 `rdd` reads lines through SparkContext.textFile (HadoopRDD). With `wait_for` the step begins when that file is there,
 and a file <out>.<name>.waiting says that it waits. With `executors` it begins when so many are registered.
 
-With {"write": "parquet|...", "from": <uri>, "path": <uri>, "files": <n>, "partition_by": [columns]} it writes instead.
+`settings` of a step are set before it, and stay. With {"write": "parquet|...", "rows": <n>, "files": <n>, "path": <uri>,
+"partition_by": [columns]} a step writes generated rows instead, in so many files (one a partition directory).
 """
 
 import argparse
@@ -20,6 +21,8 @@ import time
 
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as f
+
+relations = {}
 
 # A step that waits longer has been forgotten.
 PATIENCE_SECONDS = 120
@@ -38,9 +41,8 @@ def executors(spark):
     return spark.sparkContext._jsc.sc().getExecutorMemoryStatus().size() - 1
 
 
-def preferred_hosts(dataframe):
-    """The hosts that Spark's scheduler is told for each partition of a scan."""
-    rdd = dataframe._jdf.queryExecution().toRdd()
+def preferred_hosts(rdd):
+    """The hosts that Spark's scheduler is told for each partition of what an RDD reads."""
     while rdd.dependencies().size() > 0:
         rdd = rdd.dependencies().apply(0).rdd()
     hosts = []
@@ -50,32 +52,50 @@ def preferred_hosts(dataframe):
     return hosts
 
 
+def relation(spark, step):
+    """The table of a step; with a name ("table") it is listed once for all steps that say so."""
+    name = step.get("table")
+    if name is None or name not in relations:
+        loaded = spark.read.format(step["format"]).options(**step.get("options", {})).load(step["path"])
+        if name is None:
+            return loaded
+        relations[name] = loaded
+    return relations[name]
+
+
 def read(spark, step):
-    if step["format"] == "rdd":
-        lines = spark.sparkContext.textFile(step["path"])
-        started = time.monotonic()
-        # Through the JVM: Python's workers are not what is looked at.
-        rows = lines._jrdd.count()
-        return {"rows": rows, "hash": None, "seconds": time.monotonic() - started}
     started = time.monotonic()
-    table = spark.read.format(step["format"]).options(**step.get("options", {})).load(step["path"])
-    columns = [f.col(name) for name in table.columns]
-    row = table.select(f.xxhash64(*columns).alias("h")).agg(
-        f.count("h"), f.sum(f.col("h").cast("decimal(38,0)"))
-    ).collect()[0]
-    seconds = time.monotonic() - started
+    if step["format"] == "rdd":
+        # In the JVM alone: Python's workers are not what is looked at.
+        lines = spark.sparkContext.textFile(step["path"])._jrdd
+        rows, digest, files = lines.count(), None, 0
+        seconds = time.monotonic() - started
+        scan = lines.rdd()
+    else:
+        table = relation(spark, step)
+        columns = [f.col(name) for name in table.columns]
+        row = table.select(f.xxhash64(*columns).alias("h")).agg(
+            f.count("h"), f.sum(f.col("h").cast("decimal(38,0)"))
+        ).collect()[0]
+        seconds = time.monotonic() - started
+        rows, digest, files = row[0], str(row[1]), len(table.inputFiles())
+        scan = table._jdf.queryExecution().toRdd()
     return {
-        "rows": row[0],
-        "hash": str(row[1]),
+        "rows": rows,
+        "hash": digest,
         "seconds": seconds,
-        "preferred_hosts": preferred_hosts(table),
-        "files": len(table.inputFiles()),
+        "preferred_hosts": preferred_hosts(scan),
+        "files": files,
     }
 
 
 def write(spark, step):
-    table = spark.read.parquet(step["from"]).repartition(step["files"])
-    writer = table.write.mode("overwrite").options(**step.get("options", {}))
+    rows = spark.range(0, step["rows"], 1, step["files"]).selectExpr(
+        "id", "pmod(id, 40) as part", "md5(cast(id as string)) as text", "id * 0.5 as amount"
+    )
+    if "partition_by" in step:
+        rows = rows.repartition(step["files"], *step["partition_by"])
+    writer = rows.write.mode("overwrite")
     if "partition_by" in step:
         writer = writer.partitionBy(*step["partition_by"])
     writer.format(step["write"]).save(step["path"])
