@@ -235,7 +235,6 @@ fn with_dynamic_allocation_a_table_listed_before_any_executor_was_there_is_local
             ("spark.dynamicAllocation.shuffleTracking.enabled", "true"),
             ("spark.dynamicAllocation.initialExecutors", "0"),
             ("spark.dynamicAllocation.minExecutors", "0"),
-            ("spark.dynamicAllocation.schedulerBacklogTimeout", "100ms"),
             ("spark.scheduler.minRegisteredResourcesRatio", "0"),
         ]);
         // The same relation twice: it is listed once.
