@@ -33,6 +33,8 @@ demo-min: release-binaries ## The same without an S3 server: a directory is the 
 test: s3-servers strace jar spark ## Run all tests, against real processes and real S3 servers
 	cargo build --workspace --bins --locked
 	cargo test --workspace --locked
+	scripts/spark-unit-tests 3.5
+	scripts/spark-unit-tests 4.1
 
 bench: release-binaries ## Measure against the local file system and direct S3; writes target/bench/report.json
 	@scripts/s3-server install s3proxy

@@ -1,5 +1,9 @@
 package io.cachelet.hadoop.contract;
 
+import java.util.Arrays;
+import java.util.Collections;
+import java.util.List;
+
 import org.apache.hadoop.conf.Configuration;
 import org.apache.hadoop.fs.Path;
 import org.apache.hadoop.fs.contract.AbstractBondedFSContract;
@@ -15,23 +19,27 @@ final class Setup {
   private final String implementation;
   private final String bucket;
   private final String socketDir;
+  /** The suites' names; none: all. */
+  private final List<String> suites;
 
-  Setup(String name, String implementation, String bucket, String socketDir) {
+  private Setup(String name, String implementation, String bucket, String socketDir, List<String> suites) {
     this.name = name;
+    this.suites = suites;
     this.implementation = implementation;
     this.bucket = bucket;
     this.socketDir = socketDir;
   }
 
-  /** Parses {@code name=class,bucket,socket directory}. */
+  /** Parses {@code name=class,bucket,socket directory}, and perhaps a comma and suites joined with {@code +}. */
   static Setup parse(String text) {
     String[] parts = text.substring(text.indexOf('=') + 1).split(",");
-    return new Setup(text.substring(0, text.indexOf('=')), parts[0], parts[1], parts.length > 2 ? parts[2] : "/none");
+    List<String> suites = parts.length > 3 ? Arrays.asList(parts[3].split("\\+")) : Collections.emptyList();
+    return new Setup(text.substring(0, text.indexOf('=')), parts[0], parts[1], parts[2], suites);
   }
 
-  /** Whether reads are to come from Cachelet. */
-  boolean isOurs() {
-    return implementation.startsWith("io.cachelet.");
+  /** Whether a suite is to run. */
+  boolean has(Class<?> suite) {
+    return suites.isEmpty() || suites.contains(suite.getSimpleName());
   }
 
   Configuration configure(Configuration conf) {

@@ -1,0 +1,160 @@
+//! What may happen between two reads of one stream.
+
+use std::time::Duration;
+
+use cachelet_tests::{
+    Bucket, Cluster, FaultProxy, S3Server, deterministic_bytes, deterministic_range, sha256_hex,
+};
+use nix::sys::signal::Signal;
+
+use crate::java::{Hadoop, Reader, endpoint};
+
+const MIB: u64 = 1 << 20;
+
+fn cluster() -> (Bucket, Cluster) {
+    let server = S3Server::shared();
+    let cluster = Cluster::of(&server.endpoint())
+        .caller_authorization()
+        .without_service()
+        .start();
+    (server.bucket(), cluster)
+}
+
+fn path(bucket: &Bucket, key: &str) -> String {
+    format!("s3a://{}/{key}", bucket.name())
+}
+
+#[test]
+fn a_stream_whose_daemon_is_killed_and_whose_object_is_overwritten_gives_old_bytes_or_says_so() {
+    let size = 12 * MIB;
+    for hadoop in Hadoop::ALL {
+        let (bucket, mut cluster) = cluster();
+        bucket.put("o", &deterministic_bytes(1, size));
+        let mut reader = Reader::of(hadoop, &endpoint(), cluster.worker(0)).start(bucket.name());
+        reader.ask(&["open", "a", &path(&bucket, "o")]);
+        let first = reader.ask(&["pread", "a", "0", "1000"]);
+        assert_eq!(first[0], sha256_hex(&deterministic_range(1, 0..1000)), "{hadoop}");
+
+        cluster.worker(0).kill();
+        bucket.put("o", &deterministic_bytes(2, size));
+        for position in (0..size).step_by(1 << 20) {
+            let range = position..position + 4096;
+            match reader.try_ask(&["pread", "a", &position.to_string(), "4096"]) {
+                Ok(read) => assert_eq!(read[0], sha256_hex(&deterministic_range(1, range)), "{hadoop}"),
+                Err(error) => assert!(error.contains("RemoteFileChangedException"), "{hadoop}: {error}"),
+            }
+        }
+        let error = reader
+            .try_ask(&["pread", "a", &(size - 4096).to_string(), "4096"])
+            .expect_err("nobody has the old object's end any more");
+        assert!(error.contains("RemoteFileChangedException"), "{hadoop}: {error}");
+        let whole = reader.ask(&["whole", &path(&bucket, "o")]);
+        assert_eq!(whole[0], sha256_hex(&deterministic_bytes(2, size)), "{hadoop}");
+    }
+}
+
+#[test]
+fn where_s3a_does_not_detect_changes_a_stream_fails_rather_than_go_on_at_the_origin() {
+    for mode in ["none", "warn"] {
+        let (bucket, mut cluster) = cluster();
+        bucket.put("o", &deterministic_bytes(1, 4 * MIB));
+        let mut reader = Reader::of(Hadoop::V3_4_2, &endpoint(), cluster.worker(0))
+            .setting("fs.s3a.change.detection.mode", mode)
+            .start(bucket.name());
+        reader.ask(&["open", "a", &path(&bucket, "o")]);
+        reader.ask(&["pread", "a", "0", "1000"]);
+        cluster.worker(0).kill();
+        let error = reader
+            .try_ask(&["pread", "a", "3000000", "4096"])
+            .expect_err("S3 may have another generation by now");
+        assert!(error.contains("RemoteFileChangedException"), "{mode}: {error}");
+        // A stream that has delivered nothing yet may be the origin's from its beginning.
+        let whole = reader.ask(&["whole", &path(&bucket, "o")]);
+        assert_eq!(whole[0], sha256_hex(&deterministic_bytes(1, 4 * MIB)), "{mode}");
+    }
+}
+
+#[test]
+fn a_stopped_daemon_delays_a_sequential_reader_by_little_and_changes_no_byte() {
+    let size = 48 * MIB;
+    for hadoop in Hadoop::ALL {
+        let (bucket, mut cluster) = cluster();
+        bucket.put("o", &deterministic_bytes(3, size));
+        let mut reader = Reader::of(hadoop, &endpoint(), cluster.worker(0)).start(bucket.name());
+        reader.ask(&["open", "a", &path(&bucket, "o")]);
+        reader.ask(&["pread", "a", "0", "1000"]);
+        cluster.worker(0).process().signal(Signal::SIGSTOP);
+        let all = reader.ask(&["read", "a", &MIB.to_string()]);
+        let more = reader.ask(&["whole", &path(&bucket, "o")]);
+        cluster.worker(0).process().signal(Signal::SIGCONT);
+        let expected = sha256_hex(&deterministic_bytes(3, size));
+        assert_eq!((&all[0], &more[0]), (&expected, &expected), "{hadoop}");
+        let longest = Duration::from_millis(all[2].parse().expect("milliseconds"));
+        assert!(
+            longest < Duration::from_secs(5),
+            "{hadoop}: one read took {longest:?}"
+        );
+        let metrics = reader.metrics();
+        assert!(metrics.origin_bytes > 0, "{hadoop}: {metrics:?}");
+        assert!(metrics.fallbacks.contains("timeout"), "{hadoop}: {metrics:?}");
+    }
+}
+
+#[test]
+fn positioned_reads_of_many_threads_are_right_while_the_daemon_is_killed_and_started() {
+    let size = 24 * MIB;
+    for hadoop in Hadoop::ALL {
+        let (bucket, mut cluster) = cluster();
+        bucket.put("o", &deterministic_bytes(4, size));
+        let mut reader = Reader::of(hadoop, &endpoint(), cluster.worker(0)).start(bucket.name());
+        reader.ask(&["open", "a", &path(&bucket, "o")]);
+        for _ in 0..3 {
+            cluster.worker(0).kill();
+            std::thread::scope(|scope| {
+                let restart = scope.spawn(|| cluster.worker(0).start());
+                reader.ask(&["threads", "a", "8", "200"]);
+                restart.join().expect("the daemon starts again");
+            });
+        }
+        let metrics = reader.metrics();
+        assert!(
+            metrics.origin_bytes > 0 && metrics.cached_bytes > 0,
+            "{hadoop}: {metrics:?}"
+        );
+    }
+}
+
+#[test]
+fn a_status_and_an_open_of_one_path_within_a_second_are_one_request() {
+    for hadoop in Hadoop::ALL {
+        let server = S3Server::shared();
+        let proxy = FaultProxy::start(server.address());
+        let mut cluster = Cluster::of(&server.endpoint())
+            .caller_authorization()
+            .without_service()
+            .store_config(&format!("endpoint_aliases = [\"{}\"]", proxy.address()))
+            .start();
+        let bucket = server.bucket();
+        bucket.put("o", &deterministic_bytes(5, MIB));
+        let object = path(&bucket, "o");
+        let mut reader = Reader::of(hadoop, &proxy.endpoint(), cluster.worker(0)).start(bucket.name());
+        let heads = |proxy: &FaultProxy| proxy.count(&http::Method::HEAD);
+
+        let before = heads(&proxy);
+        reader.ask(&["status", &object]);
+        reader.ask(&["open", "a", &object]);
+        reader.ask(&["pread", "a", "0", "1000"]);
+        assert_eq!(heads(&proxy) - before, 1, "{hadoop}");
+        reader.ask(&["status", &object]);
+        assert_eq!(
+            heads(&proxy) - before,
+            2,
+            "{hadoop}: a status is always asked for"
+        );
+        assert_eq!(
+            proxy.count(&http::Method::GET),
+            0,
+            "{hadoop}: the daemon fetched the bytes"
+        );
+    }
+}

@@ -1,0 +1,83 @@
+//! When Cachelet cannot serve at all, the file system is stock S3A, and says why once.
+
+use cachelet_tests::{Bucket, Cluster, S3Server, TestDir, deterministic_bytes, sha256_hex};
+
+use crate::java::{Hadoop, Reader, ReaderBuilder, endpoint, native_library};
+
+const SIZE: u64 = 3 << 20;
+
+/// Reads two objects twice, and expects one line of log with `reason`.
+#[track_caller]
+fn is_plain_s3a_with_one_line(bucket: &Bucket, reader: ReaderBuilder, reason: &str) {
+    for (key, seed) in [("x", 1), ("y", 2)] {
+        bucket.put(key, &deterministic_bytes(seed, SIZE));
+    }
+    let mut reader = reader.start(bucket.name());
+    for (key, seed) in [("x", 1), ("y", 2), ("x", 1), ("y", 2)] {
+        let whole = reader.ask(&["whole", &format!("s3a://{}/{key}", bucket.name())]);
+        assert_eq!(whole[0], sha256_hex(&deterministic_bytes(seed, SIZE)));
+    }
+    let logged = reader.logged();
+    assert_eq!(logged.len(), 1, "{logged:#?}");
+    assert!(logged[0].contains(reason), "{logged:#?}");
+    let metrics = reader.metrics();
+    assert_eq!(metrics.cached_bytes, 0, "{metrics:?}");
+}
+
+#[test]
+fn without_a_daemon_reads_are_s3as_and_the_log_says_so_once() {
+    for hadoop in Hadoop::ALL {
+        is_plain_s3a_with_one_line(
+            &S3Server::shared().bucket(),
+            Reader::alone(hadoop, &endpoint()),
+            "unavailable",
+        );
+    }
+}
+
+#[test]
+fn a_library_that_cannot_be_loaded_leaves_plain_s3a() {
+    let dir = TestDir::new("lib");
+    let broken = dir.join("other-architecture.so");
+    let mut bytes = std::fs::read(native_library()).expect("the library is readable");
+    // ELF's e_machine: 0xf3 is RISC-V.
+    bytes[18] = 0xf3;
+    std::fs::write(&broken, bytes).expect("the directory is ours");
+    for hadoop in Hadoop::ALL {
+        let reader = Reader::without_daemon(hadoop, &endpoint())
+            .setting("fs.cachelet.native.path", &broken.display().to_string());
+        is_plain_s3a_with_one_line(&S3Server::shared().bucket(), reader, "other-architecture.so");
+    }
+}
+
+#[test]
+fn a_library_file_that_is_missing_leaves_plain_s3a() {
+    let reader = Reader::without_daemon(Hadoop::V3_4_2, &endpoint())
+        .setting("fs.cachelet.native.path", "/nonexistent/libcachelet_jni.so");
+    is_plain_s3a_with_one_line(
+        &S3Server::shared().bucket(),
+        reader,
+        "/nonexistent/libcachelet_jni.so",
+    );
+}
+
+#[test]
+fn a_directory_in_which_nothing_may_be_unpacked_leaves_plain_s3a() {
+    let reader = Reader::without_daemon(Hadoop::V3_4_2, &endpoint())
+        .option("-Dcachelet.native.path=")
+        .setting("fs.cachelet.native.dir", "/proc/nowhere");
+    is_plain_s3a_with_one_line(&S3Server::shared().bucket(), reader, "fs.cachelet.native.dir");
+}
+
+#[test]
+fn a_daemon_without_this_store_leaves_plain_s3a() {
+    let mut elsewhere = Cluster::of("http://127.0.0.1:9").without_service().start();
+    let reader = Reader::of(Hadoop::V3_3_4, &endpoint(), elsewhere.worker(0));
+    is_plain_s3a_with_one_line(&S3Server::shared().bucket(), reader, "unknown_store");
+}
+
+#[test]
+fn switched_off_it_is_stock_s3a() {
+    let reader = Reader::alone(Hadoop::V3_4_2, &endpoint()).setting("fs.cachelet.enabled", "false");
+    is_plain_s3a_with_one_line(&S3Server::shared().bucket(), reader, "fs.cachelet.enabled=false");
+}
