@@ -7,7 +7,8 @@ Its jobs carry its name as their group in the event log. The result, by step: {"
 rows, in no order), "seconds", "preferred_hosts": [hosts of each partition], "files"}.
 
 `rdd` reads lines through SparkContext.textFile (HadoopRDD). With `wait_for` the step begins when that file is there,
-and a file <out>.<name>.waiting says that it waits. With `executors` it begins when so many are registered.
+and a file <out>.<name>.waiting says that it waits; then, with `executors`, when so many are registered. Steps with the
+same `table` share one relation, which is listed once.
 
 `settings` of a step are set before it, and stay. With {"write": "parquet|...", "rows": <n>, "files": <n>, "path": <uri>,
 "partition_by": [columns]} a step writes generated rows instead, in so many files (one a partition directory).
@@ -64,29 +65,23 @@ def relation(spark, step):
 
 
 def read(spark, step):
-    started = time.monotonic()
     if step["format"] == "rdd":
         # In the JVM alone: Python's workers are not what is looked at.
         lines = spark.sparkContext.textFile(step["path"])._jrdd
-        rows, digest, files = lines.count(), None, 0
-        seconds = time.monotonic() - started
-        scan = lines.rdd()
+        # Before anything is read: reading makes copies.
+        hosts, files = preferred_hosts(lines.rdd()), 0
+        started = time.monotonic()
+        rows, digest = lines.count(), None
     else:
         table = relation(spark, step)
+        hosts, files = preferred_hosts(table._jdf.queryExecution().toRdd()), len(table.inputFiles())
         columns = [f.col(name) for name in table.columns]
-        row = table.select(f.xxhash64(*columns).alias("h")).agg(
-            f.count("h"), f.sum(f.col("h").cast("decimal(38,0)"))
-        ).collect()[0]
-        seconds = time.monotonic() - started
-        rows, digest, files = row[0], str(row[1]), len(table.inputFiles())
-        scan = table._jdf.queryExecution().toRdd()
-    return {
-        "rows": rows,
-        "hash": digest,
-        "seconds": seconds,
-        "preferred_hosts": preferred_hosts(scan),
-        "files": files,
-    }
+        hashed = table.select(f.xxhash64(*columns).alias("h"))
+        started = time.monotonic()
+        row = hashed.agg(f.count("h"), f.sum(f.col("h").cast("decimal(38,0)"))).collect()[0]
+        rows, digest = row[0], str(row[1])
+    seconds = time.monotonic() - started
+    return {"rows": rows, "hash": digest, "seconds": seconds, "preferred_hosts": hosts, "files": files}
 
 
 def write(spark, step):
@@ -103,11 +98,11 @@ def write(spark, step):
 
 
 def run(spark, step, out):
-    if "executors" in step:
-        wait_until(f"{step['executors']} executors are registered", lambda: executors(spark) == step["executors"])
     if "wait_for" in step:
         pathlib.Path(f"{out}.{step['name']}.waiting").touch()
         wait_until(f"{step['wait_for']} is there", lambda: os.path.exists(step["wait_for"]))
+    if "executors" in step:
+        wait_until(f"{step['executors']} executors are registered", lambda: executors(spark) == step["executors"])
     spark.sparkContext.setJobGroup(step["name"], step["name"])
     for key, value in step.get("settings", {}).items():
         spark.conf.set(key, value)

@@ -29,6 +29,7 @@ fn tpch_root() -> String {
 fn application(ground: &Ground, endpoint: &str) -> Application {
     Application::new(ground.spark.install(), ground.spark.url(), "tpch.py")
         .s3a(endpoint)
+        .executors(2)
         .short_lived()
         .setting("spark.sql.files.maxPartitionBytes", "4m")
 }

@@ -43,14 +43,7 @@ fn every_format_and_way_of_reading_is_node_local_once_warm_and_reads_what_stock_
                     (found.rows, &found.hash, found.files),
                     (expected.rows, &expected.hash, expected.files)
                 );
-                let (ours, theirs) = (
-                    outcome.log.input_bytes(Some(name)) as f64,
-                    stock.log.input_bytes(Some(name)) as f64,
-                );
-                assert!(
-                    (ours / theirs - 1.0).abs() <= 0.05,
-                    "{name}: {ours} input bytes, {theirs} with stock"
-                );
+                assert_input_bytes(name, release, &outcome.log, &stock.log);
             }
             assert_eq!(expected.rows, ROWS, "{name}");
             warm.assert_node_local(name);
@@ -72,6 +65,25 @@ fn every_format_and_way_of_reading_is_node_local_once_warm_and_reads_what_stock_
             "a warm run took {refetched} bytes from the origin, the cold one {cold_bytes}"
         );
     }
+}
+
+/// Spark's input metrics say what stock S3A lets them say.
+#[track_caller]
+fn assert_input_bytes(name: &str, release: Release, ours: &EventLog, stock: &EventLog) {
+    let ours = ours.input_bytes(Some(name)) as f64;
+    let theirs = stock.input_bytes(Some(name)) as f64;
+    // Stock S3A of Hadoop 3.4 reads the ranges of Parquet and ORC on threads of its own, and what they read is in no
+    // task's statistics: there ours, which are complete, can only be compared from below.
+    let theirs_are_complete = release == Release::Spark3 || ["csv", "text", "rdd"].contains(&name);
+    let close = (ours / theirs - 1.0).abs() <= 0.05;
+    assert!(
+        if theirs_are_complete {
+            close
+        } else {
+            ours >= theirs
+        },
+        "{name}: {ours} input bytes, {theirs} with stock S3A"
+    );
 }
 
 /// Each partition's cold hosts are among its warm ones: what was read meanwhile moved nothing.
@@ -223,7 +235,6 @@ fn with_dynamic_allocation_a_table_listed_before_any_executor_was_there_is_local
             ("spark.dynamicAllocation.shuffleTracking.enabled", "true"),
             ("spark.dynamicAllocation.initialExecutors", "0"),
             ("spark.dynamicAllocation.minExecutors", "0"),
-            ("spark.dynamicAllocation.schedulerBacklogTimeout", "100ms"),
             ("spark.scheduler.minRegisteredResourcesRatio", "0"),
         ]);
         // The same relation twice: it is listed once.

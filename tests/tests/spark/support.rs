@@ -89,6 +89,7 @@ impl Ground {
     pub(crate) fn stock(&self, endpoint: &str) -> Application {
         Application::new(self.spark.install(), self.spark.url(), "reads.py")
             .s3a(endpoint)
+            .executors(2)
             .short_lived()
             .setting("spark.sql.files.maxPartitionBytes", "2m")
             .setting("spark.sql.files.openCostInBytes", "2m")
