@@ -12,7 +12,7 @@ use super::data::DemoObject;
 use super::dev::{DevCluster, Store};
 use super::{Error, Ground, S3, Settings, Stage, say};
 use crate::Traffic;
-use crate::spark::{Application, SparkCluster, SparkInstall, SparkNode};
+use crate::spark::{Application, SparkCluster, SparkInstall, SparkNode, cachelet_jar};
 use crate::table::{Table, bytes};
 
 /// Tables of some ten or hundred megabytes are to lie on both nodes, as tables of gigabytes do with blocks of 128 MiB;
@@ -80,6 +80,8 @@ pub(super) fn run(
     s3: &S3,
     objects: &[DemoObject],
 ) -> Result<(DevCluster, SparkRuns), Error> {
+    // Minutes before it is used.
+    cachelet_jar();
     let line = settings.release.line();
     let install = stage.run(&format!("preparing Spark {line} (downloaded once)"), || {
         Ok(SparkInstall::of(settings.release))
@@ -126,6 +128,7 @@ pub(super) fn run(
         let run = stage.run(&format!("running TPC-H: {label}"), || {
             let mut application = Application::new(install, spark.url(), "tpch.py")
                 .s3a(&s3.proxy.endpoint())
+                .executors(nodes.len())
                 .setting("spark.sql.files.maxPartitionBytes", &block_bytes);
             if name != "s3a" {
                 application = application.cachelet();

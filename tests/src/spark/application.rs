@@ -56,8 +56,6 @@ impl Application {
             ("spark.driver.memory", "1g"),
             ("spark.executor.memory", "1g"),
             ("spark.executor.cores", "1"),
-            // All executors are there before the first task: which node reads what depends on no race.
-            ("spark.scheduler.minRegisteredResourcesRatio", "1.0"),
             ("spark.ui.enabled", "false"),
             ("spark.ui.showConsoleProgress", "false"),
             ("spark.log.level", "WARN"),
@@ -66,6 +64,25 @@ impl Application {
             ("spark.eventLog.enabled", "true"),
             ("spark.eventLog.compress", "false"),
             ("spark.eventLog.rolling.enabled", "false"),
+        ])
+    }
+
+    /// Nothing runs before an executor is on each of so many nodes: which node reads what depends on no race.
+    pub fn executors(self, count: usize) -> Self {
+        let cores = count.to_string();
+        self.settings([
+            ("spark.cores.max", cores.as_str()),
+            ("spark.scheduler.minRegisteredResourcesRatio", "1.0"),
+            ("spark.scheduler.maxRegisteredResourcesWaitingTime", "120s"),
+        ])
+    }
+
+    /// Compiles little and starts quickly: for applications that end before it would pay, and that nobody measures.
+    pub fn short_lived(self) -> Self {
+        const QUICK: &str = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC";
+        self.settings([
+            ("spark.driver.extraJavaOptions", QUICK),
+            ("spark.executor.extraJavaOptions", QUICK),
         ])
     }
 

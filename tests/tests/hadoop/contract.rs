@@ -14,7 +14,7 @@ const STOCK: &str = "org.apache.hadoop.fs.s3a.S3AFileSystem";
 const OURS: &str = "io.cachelet.hadoop.CacheletS3AFileSystem";
 /// Suites that read through our stream.
 const READING: [&str; 6] = [
-    "VectoredReadSuite",
+    "VectoredRead",
     "Open",
     "Seek",
     "Create",
@@ -219,7 +219,7 @@ fn check(hadoop: Hadoop, outcome: &Outcome) {
     for suite in READING {
         let Some([cached, origin, granted]) = outcome.reads.get(&("up".to_owned(), suite.to_owned())) else {
             assert!(
-                suite == "VectoredReadSuite" && hadoop == Hadoop::V3_3_4,
+                suite == "VectoredRead" && hadoop == Hadoop::V3_3_4,
                 "{hadoop}: {suite} did not run"
             );
             continue;

@@ -121,19 +121,14 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
       ReadMetrics.fellBack(why);
       return super.openFileWithOptions(file, parameters);
     }
-    S3AFileStatus given = withEtag(parameters.getStatus());
-    if (given != null) {
-      // The stock stream costs no request, and its opening checks the parameters as stock S3A does.
-      S3AFile opened = new S3AFile(path, at(path, given), false, parameters);
-      return super.openFileWithOptions(file, parameters)
-          .thenApply(
-              stock -> {
-                opened.stock = stock;
-                return stream(opened);
-              });
-    }
-    if (parameters.getStatus() != null || !parameters.getMandatoryKeys().isEmpty()) {
+    FileStatus status = parameters.getStatus();
+    S3AFileStatus given = withEtag(status);
+    boolean isPlain = status == null || given != null && given.getPath().equals(path);
+    if (!isPlain || !parameters.getMandatoryKeys().isEmpty()) {
       checkAsStock(path, parameters);
+    }
+    if (given != null) {
+      return CompletableFuture.completedFuture(stream(new S3AFile(path, at(path, given), false, parameters)));
     }
     CompletableFuture<FSDataInputStream> future = new CompletableFuture<>();
     try {
@@ -237,8 +232,6 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
     private final OpenFileParameters parameters;
     private S3AFileStatus status;
     private boolean wasRemembered;
-    /** Opened already, with the same status; used once. */
-    private FSDataInputStream stock;
 
     S3AFile(Path path, S3AFileStatus status, boolean wasRemembered, OpenFileParameters parameters) {
       this.path = path;
@@ -256,11 +249,6 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
 
     @Override
     public FSDataInputStream open() throws IOException {
-      if (stock != null) {
-        FSDataInputStream opened = stock;
-        stock = null;
-        return opened;
-      }
       return openStock(path, copyOf(parameters).withStatus(status));
     }
 

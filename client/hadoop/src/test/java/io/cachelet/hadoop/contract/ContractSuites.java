@@ -14,30 +14,14 @@ import org.apache.hadoop.fs.contract.AbstractContractRootDirectoryTest;
 import org.apache.hadoop.fs.contract.AbstractContractSeekTest;
 import org.apache.hadoop.fs.contract.AbstractContractStreamIOStatisticsTest;
 import org.apache.hadoop.fs.contract.AbstractContractUnbufferTest;
+import org.apache.hadoop.fs.contract.AbstractContractVectoredReadTest;
 import org.apache.hadoop.fs.contract.AbstractFSContract;
 import org.apache.hadoop.fs.Options.HandleOpt;
 import org.junit.runner.RunWith;
 import org.junit.runners.Parameterized;
 
-/** Hadoop's contract suites that every supported version has, on {@link Setup#current}. */
+/** Hadoop's contract suites on {@link Setup#current}; each is loaded by itself, because not every release has all. */
 public final class ContractSuites {
-  /** In the order in which they run: the last one empties the bucket. */
-  static final Class<?>[] ALL = {
-    Open.class,
-    Seek.class,
-    Create.class,
-    Mkdir.class,
-    Rename.class,
-    Delete.class,
-    GetFileStatus.class,
-    Unbuffer.class,
-    ContentSummary.class,
-    Etag.class,
-    PathHandle.class,
-    StreamIOStatistics.class,
-    RootDirectory.class,
-  };
-
   private ContractSuites() {}
 
   /** Open. */
@@ -143,6 +127,19 @@ public final class ContractSuites {
 
   /** RootDirectory. */
   public static class RootDirectory extends AbstractContractRootDirectoryTest {
+    @Override
+    protected AbstractFSContract createContract(Configuration conf) {
+      return new Setup.Contract(conf);
+    }
+  }
+
+  /** Vectored reads into direct and heap buffers. */
+  @RunWith(Parameterized.class)
+  public static class VectoredRead extends AbstractContractVectoredReadTest {
+    public VectoredRead(String bufferType) {
+      super(bufferType);
+    }
+
     @Override
     protected AbstractFSContract createContract(Configuration conf) {
       return new Setup.Contract(conf);

@@ -38,8 +38,8 @@ final class Setup {
   }
 
   /** Whether a suite is to run. */
-  boolean has(Class<?> suite) {
-    return suites.isEmpty() || suites.contains(suite.getSimpleName());
+  boolean has(String suite) {
+    return suites.isEmpty() || suites.contains(suite);
   }
 
   Configuration configure(Configuration conf) {
