@@ -181,8 +181,8 @@ final class DriverSide implements DriverPlugin {
     if (plan.contains(bucket + "/") && warnedBuckets.add(bucket + " " + does)) {
       LOG.warn(
           "cachelet: Spark {} {} past cachelet, so that {}: Hadoop made this bucket's file system before cachelet's"
-              + " settings were there, to fetch the application's main file or jars. Put cachelet-spark.jar into Spark's"
-              + " jars/ and set spark.hadoop.fs.{}.impl, or keep main file and jars in another bucket.",
+              + " settings were there, to fetch the application's main file or jars. Put cachelet-spark.jar into"
+              + " Spark's jars/ and set spark.hadoop.fs.{}.impl, or keep main file and jars in another bucket.",
           does,
           bucket,
           consequence,
