@@ -58,6 +58,7 @@ fn where_s3a_does_not_detect_changes_a_stream_fails_rather_than_go_on_at_the_ori
     for mode in ["none", "warn"] {
         let (bucket, mut cluster) = cluster();
         bucket.put("o", &deterministic_bytes(1, 4 * MIB));
+        bucket.put("never-read", &deterministic_bytes(2, 4 * MIB));
         let mut reader = Reader::of(Hadoop::V3_4_2, &endpoint(), cluster.worker(0))
             .setting("fs.s3a.change.detection.mode", mode)
             .start(bucket.name());
@@ -69,8 +70,8 @@ fn where_s3a_does_not_detect_changes_a_stream_fails_rather_than_go_on_at_the_ori
             .expect_err("S3 may have another generation by now");
         assert!(error.contains("RemoteFileChangedException"), "{mode}: {error}");
         // A stream that has delivered nothing yet may be the origin's from its beginning.
-        let whole = reader.ask(&["whole", &path(&bucket, "o")]);
-        assert_eq!(whole[0], sha256_hex(&deterministic_bytes(1, 4 * MIB)), "{mode}");
+        let whole = reader.ask(&["whole", &path(&bucket, "never-read")]);
+        assert_eq!(whole[0], sha256_hex(&deterministic_bytes(2, 4 * MIB)), "{mode}");
     }
 }
 
@@ -140,6 +141,8 @@ fn a_status_and_an_open_of_one_path_within_a_second_are_one_request() {
         let mut reader = Reader::of(hadoop, &proxy.endpoint(), cluster.worker(0)).start(bucket.name());
         let heads = |proxy: &FaultProxy| proxy.count(&http::Method::HEAD);
 
+        // The first request loads the SDK's classes.
+        let _ = reader.try_ask(&["status", &path(&bucket, "missing")]);
         let before = heads(&proxy);
         reader.ask(&["status", &object]);
         reader.ask(&["open", "a", &object]);

@@ -116,7 +116,10 @@ fn a_table_on_one_of_two_nodes_is_read_there_and_unread_files_make_no_task_wait(
             {"name": "one", "format": "parquet", "path": tables.path("parquet")},
             {"name": "half", "format": "orc", "path": tables.path("orc")},
         ]);
-        let stock = ground.stock(&proxy.endpoint());
+        // What the plug-in sets where nobody else did.
+        let stock = ground
+            .stock(&proxy.endpoint())
+            .setting("spark.locality.wait.node", "500ms");
         let cachelet = stock.clone().cachelet();
         let stock = ground.run(stock, &steps);
         proxy.reset();

@@ -85,12 +85,14 @@ impl Ground {
         self.dir.create_dir(format!("application-{}", self.applications))
     }
 
-    /// `tests/spark/reads.py` on stock S3A; a task reads one file of [`Tables`].
+    /// `tests/spark/reads.py` on stock S3A; a task reads one file of [`Tables`]. The scheduler waits long for the nodes it
+    /// prefers: which these are is what is tested, not how busy this machine is.
     pub(crate) fn stock(&self, endpoint: &str) -> Application {
         Application::new(self.spark.install(), self.spark.url(), "reads.py")
             .s3a(endpoint)
             .executors(2)
             .short_lived()
+            .setting("spark.locality.wait.node", "20s")
             .setting("spark.sql.files.maxPartitionBytes", "2m")
             .setting("spark.sql.files.openCostInBytes", "2m")
     }

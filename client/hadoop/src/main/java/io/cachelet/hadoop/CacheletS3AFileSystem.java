@@ -181,7 +181,7 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
   /** The generation of the file at a path, remembered or asked for; null if stock S3A is to open it. */
   private S3AFile resolve(Path path, OpenFileParameters parameters) throws IOException {
     S3AFileStatus known = remembered.forOpen(path, System.nanoTime());
-    S3AFileStatus status = known == null ? ask(path) : known;
+    S3AFileStatus status = known == null ? ask(path, false) : known;
     if (status.isDirectory()) {
       return null;
     }
@@ -283,7 +283,7 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
       }
       wasRemembered = false;
       remembered.forget(path);
-      S3AFileStatus now = ask(path);
+      S3AFileStatus now = ask(path, false);
       if (now.isDirectory() || !Generation.isStrong(now.getEtag())) {
         return false;
       }
@@ -315,15 +315,19 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
   public FileStatus getFileStatus(Path file) throws IOException {
     Path path = makeQualified(file);
     S3AFileStatus known = closed ? null : remembered.forStatus(path, System.nanoTime());
-    return known == null ? ask(path) : known;
+    return known == null ? ask(path, true) : known;
   }
 
-  /** Asks S3, and remembers the answer. */
-  private S3AFileStatus ask(Path path) throws IOException {
+  /** Asks S3, and remembers the answer; {@code forOpen}: for an open by this thread too. */
+  private S3AFileStatus ask(Path path, boolean forOpen) throws IOException {
     long changes = remembered.changesSoFar();
     long now = System.nanoTime();
     S3AFileStatus status = (S3AFileStatus) super.getFileStatus(path);
-    remembered.remember(path, status, changes, now);
+    if (forOpen) {
+      remembered.rememberForOpen(path, status, changes, now, System.nanoTime());
+    } else {
+      remembered.remember(path, status, changes, now);
+    }
     return status;
   }
 
@@ -368,9 +372,7 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
       if (own == null) {
         return status;
       }
-      if (remembered.isWorthKeeping(own.getPath())) {
-        remembered.remember(own.getPath(), own, changes, asked);
-      }
+      remembered.remember(own.getPath(), own, changes, asked);
       return CacheletFileStatus.listed(own);
     }
 
@@ -404,8 +406,8 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
       throw new NullPointerException();
     }
     Path path = makeQualified(file);
-    FileStatus known = closed ? null : remembered.forOpen(path, System.nanoTime());
-    return getFileBlockLocations(known == null ? ask(path) : known, start, length);
+    FileStatus known = closed ? null : remembered.forStatus(path, System.nanoTime());
+    return getFileBlockLocations(known == null ? ask(path, false) : known, start, length);
   }
 
   // What changes files: forgotten before, so that nobody reads what is going away, and after.

@@ -120,6 +120,14 @@ public final class NodeDaemon {
     }
   }
 
+  /** The daemon brought in what a read waited for: it answers, and the origin had to serve. */
+  void filled(long nanos) {
+    if (!breaker.isQuiet()) {
+      breaker.answered();
+    }
+    originTook(nanos);
+  }
+
   /** A read was served by the origin, through the daemon or not, in this time. */
   void originTook(long nanos) {
     if (nanos < WAITED_NANOS) {

@@ -208,7 +208,7 @@ final class PinnedReader {
     }
     long fills = opened.stats().fillsWaited;
     if (fillsSeen.getAndSet(fills) < fills) {
-      daemon.originTook(nanos);
+      daemon.filled(nanos);
     }
     checkInterrupted();
   }

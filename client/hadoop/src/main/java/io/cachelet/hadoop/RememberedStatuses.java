@@ -11,8 +11,8 @@ import org.apache.hadoop.fs.Path;
 
 /**
  * What one file system was told about files by the origin, for as long as that may be believed: one second by the
- * thread that asked, when it opens the file; and as the user's {@link Freshness} says by everybody. Bounded. Safe for
- * many threads.
+ * thread that asked for a status and then opens the file, once; and as the user's {@link Freshness} says by everybody.
+ * Bounded. Safe for many threads.
  *
  * <p>Only files are remembered, never directories or absence. What this file system changes is forgotten, before and
  * after; an answer that was under way meanwhile is not taken. A path that it writes is never remembered again, because
@@ -20,6 +20,7 @@ import org.apache.hadoop.fs.Path;
  */
 final class RememberedStatuses<S extends FileStatus> {
   private static final long OPEN_NANOS = 1_000_000_000L;
+  private static final long NOBODY = -1;
   private static final int MOST_STATUSES = 10_000;
   private static final int MOST_WRITTEN = 16_384;
 
@@ -51,15 +52,21 @@ final class RememberedStatuses<S extends FileStatus> {
    * @param changesBefore what {@link #changesSoFar} said before the request was sent
    * @param asked when the request was sent, as {@link System#nanoTime()}
    */
-  synchronized void remember(Path path, S status, long changesBefore, long asked) {
-    if (!off && changes == changesBefore && status.isFile() && !written.contains(path)) {
-      entries.put(path, new Known<>(status, asked, Thread.currentThread().getId()));
+  void remember(Path path, S status, long changesBefore, long asked) {
+    if (freshness.maxAgeNanos(path) > 0) {
+      remember(path, changesBefore, new Known<>(status, asked, asked, NOBODY));
     }
   }
 
-  /** Whether an answer for this path is worth remembering beyond the second. */
-  boolean isWorthKeeping(Path path) {
-    return freshness.maxAgeNanos(path) > 0;
+  /** As the other, of a status that this thread asked for by itself, and may open the file with once. */
+  void rememberForOpen(Path path, S status, long changesBefore, long asked, long answered) {
+    remember(path, changesBefore, new Known<>(status, asked, answered, Thread.currentThread().getId()));
+  }
+
+  private synchronized void remember(Path path, long changesBefore, Known<S> known) {
+    if (!off && changes == changesBefore && known.status.isFile() && !written.contains(path)) {
+      entries.put(path, known);
+    }
   }
 
   /** What may be given to somebody who asks for the status now; null: ask the origin. */
@@ -85,8 +92,11 @@ final class RememberedStatuses<S extends FileStatus> {
     }
     synchronized (this) {
       Known<S> entry = entries.get(path);
-      boolean ours = entry != null && entry.thread == Thread.currentThread().getId();
-      return ours && now - entry.asked < OPEN_NANOS ? entry.status : null;
+      if (entry == null || entry.thread != Thread.currentThread().getId()) {
+        return null;
+      }
+      entry.thread = NOBODY;
+      return now - entry.answered < OPEN_NANOS ? entry.status : null;
     }
   }
 
@@ -132,11 +142,14 @@ final class RememberedStatuses<S extends FileStatus> {
   private static final class Known<S> {
     final S status;
     final long asked;
-    final long thread;
+    final long answered;
+    /** Who may open the file with it; {@link #NOBODY} once that was done. */
+    long thread;
 
-    Known(S status, long asked, long thread) {
+    Known(S status, long asked, long answered, long thread) {
       this.status = status;
       this.asked = asked;
+      this.answered = answered;
       this.thread = thread;
     }
   }

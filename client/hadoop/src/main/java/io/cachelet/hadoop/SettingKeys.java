@@ -29,7 +29,7 @@ public final class SettingKeys {
    * remembered by the file system that asked for it or listed it, and opened without asking again. Directories,
    * absence, names that begin with {@code _} or {@code .}, {@code metadata} directories and checkpoints are always
    * asked for. Default: none, so that every {@code getFileStatus} asks; an {@code open} asks unless the same thread
-   * asked for the same path within the last second.
+   * asked for the status of the same path within the last second.
    */
   public static final String MAX_STALENESS = "fs.cachelet.max.staleness";
 

@@ -85,8 +85,8 @@ public final class BlockLocator {
   }
 
   /**
-   * Remembers that this file was listed, so that one request answers for all of a listing, in the background and as soon
-   * as the listing has settled. Cheap: takes a lock, waits for nobody. Does nothing in a JVM that is no driver.
+   * Remembers that this file was listed, so that one request answers for all of a listing, in the background and as
+   * soon as the listing has settled. Cheap: takes a lock, waits for nobody. Does nothing in a JVM that is no driver.
    *
    * @param uri {@code s3a://bucket/key} or {@code oss://bucket/key}, the key not URL-encoded
    * @param etag of the generation that was listed; null if unknown

@@ -21,28 +21,40 @@ public class RememberedStatusesTest {
 
   @Test
   public void anOpenWithinASecondTakesTheStatusThatItsThreadAskedForAndAStatusNeverDoes() {
-    strict.remember(PATH, file, 0, 0);
-    assertSame(file, strict.forOpen(PATH, SECOND - 1));
-    assertNull(strict.forOpen(PATH, SECOND));
+    strict.rememberForOpen(PATH, file, 0, 0, 0);
     assertNull(strict.forStatus(PATH, 1));
+    assertSame(file, strict.forOpen(PATH, SECOND - 1));
+    strict.rememberForOpen(PATH, file, 0, 0, 10);
+    assertSame(file, strict.forOpen(PATH, SECOND + 9));
+    strict.rememberForOpen(PATH, file, 0, 0, 10);
+    assertNull(strict.forOpen(PATH, SECOND + 10));
+  }
+
+  @Test
+  public void aStatusServesOneOpenAndWhatAnOpenAskedForServesNoOther() {
+    strict.rememberForOpen(PATH, file, 0, 0, 0);
+    assertSame(file, strict.forOpen(PATH, 1));
+    assertNull(strict.forOpen(PATH, 2));
+    strict.remember(PATH, file, 0, 0);
+    assertNull(strict.forOpen(PATH, 1));
   }
 
   @Test
   public void anotherThreadsOpenAsksForItself() {
-    strict.remember(PATH, file, 0, 0);
+    strict.rememberForOpen(PATH, file, 0, 0, 0);
     assertNull(CompletableFuture.supplyAsync(() -> strict.forOpen(PATH, 1)).join());
   }
 
   @Test
   public void whatMayBeStaleIsForEverybodyAsLongAsTheSettingSays() {
-    relaxed.remember(PATH, file, 0, 0);
+    relaxed.rememberForOpen(PATH, file, 0, 0, 0);
     assertSame(file, CompletableFuture.supplyAsync(() -> relaxed.forStatus(PATH, 60 * SECOND - 1)).join());
     assertNull(relaxed.forStatus(PATH, 60 * SECOND));
   }
 
   @Test
   public void directoriesAreNeverRemembered() {
-    relaxed.remember(PATH, new FileStatus(0, true, 1, 1, 1, PATH), 0, 0);
+    relaxed.rememberForOpen(PATH, new FileStatus(0, true, 1, 1, 1, PATH), 0, 0, 0);
     assertNull(relaxed.forOpen(PATH, 1));
   }
 
@@ -50,18 +62,18 @@ public class RememberedStatusesTest {
   public void aChangeOfThePathOrOfAParentForgetsAndAnAnswerThatWasUnderWayIsNotTaken() {
     for (Path changed : new Path[] {PATH, PATH.getParent(), new Path("s3a://lake/")}) {
       long before = relaxed.changesSoFar();
-      relaxed.remember(PATH, file, before, 0);
+      relaxed.rememberForOpen(PATH, file, before, 0, 0);
       assertNotNull(relaxed.forOpen(PATH, 1));
       relaxed.changed(changed);
       assertNull(changed.toString(), relaxed.forOpen(PATH, 1));
-      relaxed.remember(PATH, file, before, 0);
+      relaxed.rememberForOpen(PATH, file, before, 0, 0);
       assertNull(changed.toString(), relaxed.forOpen(PATH, 1));
     }
   }
 
   @Test
   public void aChangeElsewhereForgetsNothingElse() {
-    relaxed.remember(PATH, file, 0, 0);
+    relaxed.rememberForOpen(PATH, file, 0, 0, 0);
     relaxed.changed(new Path("s3a://lake/t/ab"));
     relaxed.changed(new Path("s3a://lake/t/a/b"));
     assertSame(file, relaxed.forOpen(PATH, 1));
@@ -70,7 +82,7 @@ public class RememberedStatusesTest {
   @Test
   public void aPathThatIsWrittenHereIsNotRememberedAgain() {
     relaxed.writes(PATH);
-    relaxed.remember(PATH, file, relaxed.changesSoFar(), 0);
+    relaxed.rememberForOpen(PATH, file, relaxed.changesSoFar(), 0, 0);
     assertNull(relaxed.forOpen(PATH, 1));
   }
 
@@ -89,7 +101,7 @@ public class RememberedStatusesTest {
     for (int i = 0; i < 20_000; i++) {
       relaxed.writes(new Path("s3a://lake/w/" + i));
     }
-    relaxed.remember(PATH, file, relaxed.changesSoFar(), 0);
+    relaxed.rememberForOpen(PATH, file, relaxed.changesSoFar(), 0, 0);
     assertNull(relaxed.forOpen(PATH, 1));
   }
 }

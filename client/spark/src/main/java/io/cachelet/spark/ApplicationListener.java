@@ -103,7 +103,9 @@ final class ApplicationListener extends SparkListener {
     driver.close();
   }
 
-  /** Whether a task of the stage prefers an executor, which it does for what that executor has cached, and not a host. */
+  /**
+   * Whether a task of the stage prefers an executor, which it does for what that executor has cached, and not a host.
+   */
   private static boolean readsExecutorCaches(StageInfo stage) {
     try {
       // The type of this collection differs between Scala 2.12 and 2.13; what it extends does not.
