@@ -2,11 +2,12 @@
 # A second run finds it there. Needs Rust (rustup), Java 17, Maven, Go and Python 3.11.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-min test bench bench-jvm jar lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts \
-        soak fmt clean release-binaries s3-servers strace
+.PHONY: help demo demo-min test test-spark test-spark-full bench bench-jvm bench-tpch jar spark lint lint-format lint-clippy \
+        lint-docs lint-dependencies lint-scripts soak fmt clean release-binaries s3-servers strace
 
-# TPC-H scale factor of the demo's data, and the seconds for each fuzz target.
-SF ?= 0.1
+# TPC-H scale factor of the demo and of bench-tpch, the Spark of both, and the seconds for each fuzz target.
+SF ?= 1
+SPARK ?= 3.5
 SECONDS_PER_TARGET ?= 60
 
 # The version of the whole repository, as Cargo.toml says it.
@@ -15,20 +16,25 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
 help: ## Show this list
 	@echo "Cachelet: make <target>"
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: SF=1 (scale of the demo's data), KEEP=1 (leave the demo running), QUICK=1, CASE=inline (bench)"
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: SF=0.1 (scale of TPC-H), SPARK=4.1 (demo, bench-tpch), KEEP=1 (leave the demo running),"
+	@echo "  DELAY=0 (demo: the S3 server on loopback as it is), QUICK=1, CASE=inline (bench), UPDATE_DOCS=1 (bench-tpch),"
 	@echo "  SECONDS_PER_TARGET=600 (soak)"
 
-demo: release-binaries ## Read TPC-H through a two-node cluster in front of a real S3 server, and compare
+demo: release-binaries jar ## Read and query TPC-H through a two-node cluster in front of a real S3 server, and compare
 	@scripts/s3-server install s3proxy
-	@$(BIN)/cachelet-demo --scale-factor $(SF) $(if $(filter-out 0,$(KEEP)),--keep)
+	@scripts/spark-env install $(SPARK)
+	@$(BIN)/cachelet-demo --scale-factor $(SF) --spark $(SPARK) $(if $(filter 0,$(DELAY)),--no-delay) \
+	    $(if $(filter-out 0,$(KEEP)),--keep)
 
 demo-min: release-binaries ## The same without an S3 server: a directory is the store
 	@$(BIN)/cachelet-demo --minimal $(if $(filter-out 0,$(KEEP)),--keep)
 
-test: s3-servers strace ## Run all tests, against real processes and real S3 servers
+test: s3-servers strace jar spark ## Run all tests, against real processes and real S3 servers
 	cargo build --workspace --bins --locked
 	cargo test --workspace --locked
+	scripts/spark-unit-tests 3.5
+	scripts/spark-unit-tests 4.1
 
 bench: release-binaries ## Measure against the local file system and direct S3; writes target/bench/report.json
 	@scripts/s3-server install s3proxy
@@ -36,10 +42,25 @@ bench: release-binaries ## Measure against the local file system and direct S3; 
 
 bench-jvm: release-binaries jar ## Compare reads in the JVM with C's pread of the same bytes
 	@mkdir -p target/bench-jvm
-	cc -O2 -Wall -Wextra -o target/bench-jvm/pread tests/benches/jvm/pread.c
+	java_home=$$(java -XshowSettings:properties -version 2>&1 | sed -n 's/ *java.home = //p'); \
+	    cc -O2 -Wall -Wextra -shared -fPIC -I "$$java_home/include" -I "$$java_home/include/linux" \
+	    -o target/bench-jvm/libbaseline.so tests/benches/jvm/baseline.c
 	mvn -q -B -f tests/benches/jvm/pom.xml package
 	@java -cp 'target/bench-jvm/classes:target/bench-jvm/dependency/*' io.cachelet.bench.Main \
-	    $(BIN) target/bench-jvm/pread $(if $(filter-out 0,$(QUICK)),2,7)
+	    $(BIN) target/bench-jvm/libbaseline.so $(if $(filter-out 0,$(QUICK)),1,5)
+
+bench-tpch: release-binaries jar ## All 22 TPC-H queries, six ways in turn; writes target/bench/tpch.json
+	@scripts/s3-server install s3proxy
+	@scripts/spark-env install $(SPARK)
+	@$(BIN)/cachelet-bench-tpch --scale-factor $(SF) --spark $(SPARK) $(if $(filter-out 0,$(UPDATE_DOCS)),--update-docs)
+
+test-spark: s3-servers jar spark ## Locality and faults on real Spark clusters, 3.5 and 4.1: what make test has of it
+	cargo build --workspace --bins --locked
+	cargo test --package cachelet-tests --test spark --locked -- --nocapture --test-threads 1
+
+test-spark-full: s3-servers jar spark ## The same, every case on both releases
+	cargo build --workspace --bins --locked
+	CACHELET_TEST_SPARK=full cargo test --package cachelet-tests --test spark --locked -- --nocapture --test-threads 1
 
 jar: ## Build the one jar for Spark and Hadoop, with the native library: target/jars
 	@scripts/native-library
@@ -81,6 +102,10 @@ release-binaries:
 # A test counts the system calls of a read.
 strace:
 	@scripts/system-package strace
+
+spark:
+	@scripts/spark-env install 3.5
+	@scripts/spark-env install 4.1
 
 s3-servers:
 	@scripts/s3-server install s3proxy

@@ -7,9 +7,11 @@ Its jobs carry its name as their group in the event log. The result, by step: {"
 rows, in no order), "seconds", "preferred_hosts": [hosts of each partition], "files"}.
 
 `rdd` reads lines through SparkContext.textFile (HadoopRDD). With `wait_for` the step begins when that file is there,
-and a file <out>.<name>.waiting says that it waits. With `executors` it begins when so many are registered.
+and a file <out>.<name>.waiting says that it waits; then, with `executors`, when so many are registered. Steps with the
+same `table` share one relation, which is listed once.
 
-With {"write": "parquet|...", "from": <uri>, "path": <uri>, "files": <n>, "partition_by": [columns]} it writes instead.
+`settings` of a step are set before it, and stay. With {"write": "parquet|...", "rows": <n>, "files": <n>, "path": <uri>,
+"partition_by": [columns]} a step writes generated rows instead, in so many files (one a partition directory).
 """
 
 import argparse
@@ -20,6 +22,8 @@ import time
 
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as f
+
+relations = {}
 
 # A step that waits longer has been forgotten.
 PATIENCE_SECONDS = 120
@@ -38,9 +42,8 @@ def executors(spark):
     return spark.sparkContext._jsc.sc().getExecutorMemoryStatus().size() - 1
 
 
-def preferred_hosts(dataframe):
-    """The hosts that Spark's scheduler is told for each partition of a scan."""
-    rdd = dataframe._jdf.queryExecution().toRdd()
+def preferred_hosts(rdd):
+    """The hosts that Spark's scheduler is told for each partition of what an RDD reads."""
     while rdd.dependencies().size() > 0:
         rdd = rdd.dependencies().apply(0).rdd()
     hosts = []
@@ -50,32 +53,44 @@ def preferred_hosts(dataframe):
     return hosts
 
 
+def relation(spark, step):
+    """The table of a step; with a name ("table") it is listed once for all steps that say so."""
+    name = step.get("table")
+    if name is None or name not in relations:
+        loaded = spark.read.format(step["format"]).options(**step.get("options", {})).load(step["path"])
+        if name is None:
+            return loaded
+        relations[name] = loaded
+    return relations[name]
+
+
 def read(spark, step):
     if step["format"] == "rdd":
-        lines = spark.sparkContext.textFile(step["path"])
+        # In the JVM alone: Python's workers are not what is looked at.
+        lines = spark.sparkContext.textFile(step["path"])._jrdd
+        # Before anything is read: reading makes copies.
+        hosts, files = preferred_hosts(lines.rdd()), 0
         started = time.monotonic()
-        # Through the JVM: Python's workers are not what is looked at.
-        rows = lines._jrdd.count()
-        return {"rows": rows, "hash": None, "seconds": time.monotonic() - started}
-    started = time.monotonic()
-    table = spark.read.format(step["format"]).options(**step.get("options", {})).load(step["path"])
-    columns = [f.col(name) for name in table.columns]
-    row = table.select(f.xxhash64(*columns).alias("h")).agg(
-        f.count("h"), f.sum(f.col("h").cast("decimal(38,0)"))
-    ).collect()[0]
+        rows, digest = lines.count(), None
+    else:
+        table = relation(spark, step)
+        hosts, files = preferred_hosts(table._jdf.queryExecution().toRdd()), len(table.inputFiles())
+        columns = [f.col(name) for name in table.columns]
+        hashed = table.select(f.xxhash64(*columns).alias("h"))
+        started = time.monotonic()
+        row = hashed.agg(f.count("h"), f.sum(f.col("h").cast("decimal(38,0)"))).collect()[0]
+        rows, digest = row[0], str(row[1])
     seconds = time.monotonic() - started
-    return {
-        "rows": row[0],
-        "hash": str(row[1]),
-        "seconds": seconds,
-        "preferred_hosts": preferred_hosts(table),
-        "files": len(table.inputFiles()),
-    }
+    return {"rows": rows, "hash": digest, "seconds": seconds, "preferred_hosts": hosts, "files": files}
 
 
 def write(spark, step):
-    table = spark.read.parquet(step["from"]).repartition(step["files"])
-    writer = table.write.mode("overwrite").options(**step.get("options", {}))
+    rows = spark.range(0, step["rows"], 1, step["files"]).selectExpr(
+        "id", "pmod(id, 40) as part", "md5(cast(id as string)) as text", "id * 0.5 as amount"
+    )
+    if "partition_by" in step:
+        rows = rows.repartition(step["files"], *step["partition_by"])
+    writer = rows.write.mode("overwrite")
     if "partition_by" in step:
         writer = writer.partitionBy(*step["partition_by"])
     writer.format(step["write"]).save(step["path"])
@@ -83,11 +98,11 @@ def write(spark, step):
 
 
 def run(spark, step, out):
-    if "executors" in step:
-        wait_until(f"{step['executors']} executors are registered", lambda: executors(spark) == step["executors"])
     if "wait_for" in step:
         pathlib.Path(f"{out}.{step['name']}.waiting").touch()
         wait_until(f"{step['wait_for']} is there", lambda: os.path.exists(step["wait_for"]))
+    if "executors" in step:
+        wait_until(f"{step['executors']} executors are registered", lambda: executors(spark) == step["executors"])
     spark.sparkContext.setJobGroup(step["name"], step["name"])
     for key, value in step.get("settings", {}).items():
         spark.conf.set(key, value)

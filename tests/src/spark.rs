@@ -9,8 +9,10 @@ mod application;
 mod events;
 mod install;
 mod standalone;
+mod tpch;
 
-pub use application::{Application, RunningApplication, cachelet_jar};
+pub use application::{Application, RunningApplication, Summary, cachelet_jar};
 pub use events::{EventLog, Executor, Locality, Task};
 pub use install::{Release, SparkInstall};
 pub use standalone::{SparkCluster, SparkNode};
+pub use tpch::{QueryResult, TPCH_QUERIES, TpchSession, tpch_files};

@@ -12,7 +12,7 @@ use super::data::DemoObject;
 use super::dev::{DevCluster, Store};
 use super::{Error, Ground, S3, Settings, Stage, say};
 use crate::Traffic;
-use crate::spark::{Application, EventLog, SparkCluster, SparkInstall, SparkNode};
+use crate::spark::{Application, SparkCluster, SparkInstall, SparkNode, cachelet_jar};
 use crate::table::{Table, bytes};
 
 /// Tables of some ten or hundred megabytes are to lie on both nodes, as tables of gigabytes do with blocks of 128 MiB;
@@ -80,6 +80,8 @@ pub(super) fn run(
     s3: &S3,
     objects: &[DemoObject],
 ) -> Result<(DevCluster, SparkRuns), Error> {
+    // Minutes before it is used.
+    cachelet_jar();
     let line = settings.release.line();
     let install = stage.run(&format!("preparing Spark {line} (downloaded once)"), || {
         Ok(SparkInstall::of(settings.release))
@@ -126,6 +128,7 @@ pub(super) fn run(
         let run = stage.run(&format!("running TPC-H: {label}"), || {
             let mut application = Application::new(install, spark.url(), "tpch.py")
                 .s3a(&s3.proxy.endpoint())
+                .executors(nodes.len())
                 .setting("spark.sql.files.maxPartitionBytes", &block_bytes);
             if name != "s3a" {
                 application = application.cachelet();
@@ -204,27 +207,22 @@ fn one(
     }
     let log = running.event_log();
     let traffic = s3.proxy.traffic();
-    let stock = name == "s3a";
+    let local_bytes = match name {
+        "s3a" => Some(0),
+        _ => running.summary().and_then(|summary| summary.local_bytes),
+    };
     Ok(Run {
         name,
         label,
         seconds: measured.seconds,
         origin_bytes: traffic.data_bytes,
         peer_bytes: Some(after.peer - before.peer),
-        local_bytes: if stock {
-            Some(0)
-        } else {
-            local_bytes(&log, &mut running)
-        },
+        local_bytes,
         node_local_share: log.node_local_share(None),
         traffic,
         failed_tasks: log.failures().len(),
         queries: measured.queries,
     })
-}
-
-fn local_bytes(_log: &EventLog, _running: &mut crate::spark::RunningApplication) -> Option<u64> {
-    None
 }
 
 impl SparkRuns {

@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use super::events::EventLog;
 use super::install::{SparkInstall, text};
 use crate::dir::repository_root;
@@ -54,8 +56,6 @@ impl Application {
             ("spark.driver.memory", "1g"),
             ("spark.executor.memory", "1g"),
             ("spark.executor.cores", "1"),
-            // All executors are there before the first task: which node reads what depends on no race.
-            ("spark.scheduler.minRegisteredResourcesRatio", "1.0"),
             ("spark.ui.enabled", "false"),
             ("spark.ui.showConsoleProgress", "false"),
             ("spark.log.level", "WARN"),
@@ -64,6 +64,25 @@ impl Application {
             ("spark.eventLog.enabled", "true"),
             ("spark.eventLog.compress", "false"),
             ("spark.eventLog.rolling.enabled", "false"),
+        ])
+    }
+
+    /// Nothing runs before an executor is on each of so many nodes: which node reads what depends on no race.
+    pub fn executors(self, count: usize) -> Self {
+        let cores = count.to_string();
+        self.settings([
+            ("spark.cores.max", cores.as_str()),
+            ("spark.scheduler.minRegisteredResourcesRatio", "1.0"),
+            ("spark.scheduler.maxRegisteredResourcesWaitingTime", "120s"),
+        ])
+    }
+
+    /// Compiles little and starts quickly: for applications that end before it would pay, and that nobody measures.
+    pub fn short_lived(self) -> Self {
+        const QUICK: &str = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC";
+        self.settings([
+            ("spark.driver.extraJavaOptions", QUICK),
+            ("spark.executor.extraJavaOptions", QUICK),
         ])
     }
 
@@ -129,6 +148,7 @@ impl Application {
             std::fs::create_dir_all(dir)
                 .unwrap_or_else(|error| panic!("cannot create {}: {error}", dir.display()));
         }
+        let summaries = dir.join("summaries.jsonl");
         let class_path: Vec<String> = self.jars.iter().map(|jar| text(jar)).collect();
         let class_path = class_path.join(":");
         let event_log = format!("file:{}", events.display());
@@ -137,6 +157,7 @@ impl Application {
             ("spark.executor.extraClassPath", class_path.as_str()),
             ("spark.eventLog.dir", event_log.as_str()),
             ("spark.local.dir", text(&local).as_str()),
+            ("spark.cachelet.summary.file", text(&summaries).as_str()),
         ]);
         let mut properties = String::new();
         for (key, value) in &self.settings {
@@ -154,8 +175,32 @@ impl Application {
             .env_remove("SPARK_CONF_DIR")
             .envs(self.env)
             .start(dir);
-        RunningApplication { process, events }
+        RunningApplication {
+            process,
+            events,
+            summaries,
+        }
     }
+}
+
+/// What `CacheletPlugin` says at the end of an application; a number that it could not measure is `None`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Summary {
+    /// Read from descriptors of cached files.
+    pub local_bytes: Option<u64>,
+    /// Received from daemons over their sockets.
+    pub inline_bytes: Option<u64>,
+    /// Fetched by daemons from peers, on behalf of this application.
+    pub peer_bytes: Option<u64>,
+    /// Fetched by daemons from the origin, on behalf of this application.
+    pub origin_bytes: Option<u64>,
+    /// Read from the origin by executors and the driver themselves.
+    pub direct_bytes: Option<u64>,
+    /// How often a stream went on without its daemon.
+    pub fallbacks: Option<u64>,
+    /// The same, by reason.
+    #[serde(default)]
+    pub fallback_reasons: BTreeMap<String, u64>,
 }
 
 /// An application that was submitted; it ends, with its driver, when it is dropped.
@@ -163,6 +208,7 @@ impl Application {
 pub struct RunningApplication {
     process: Process,
     events: PathBuf,
+    summaries: PathBuf,
 }
 
 impl RunningApplication {
@@ -181,6 +227,17 @@ impl RunningApplication {
             self.process.log_path().display()
         );
         self.event_log()
+    }
+
+    /// What the plug-in said of the whole application; `None` without the plug-in, or before the end.
+    pub fn summary(&self) -> Option<Summary> {
+        let text = std::fs::read_to_string(&self.summaries).ok()?;
+        let of_application = |line: &str| {
+            let value: serde_json::Value = serde_json::from_str(line).ok()?;
+            (value["kind"] == "application").then_some(value)
+        };
+        let found = text.lines().rev().find_map(of_application)?;
+        Some(serde_json::from_value(found).expect("the plug-in writes what it promises"))
     }
 
     /// Reads what the event log says now.

@@ -62,7 +62,7 @@ impl SparkInstall {
     }
 
     /// The variables Spark's programs run with on the node that has `address`.
-    pub(super) fn environment(&self, address: &str) -> [(&'static str, String); 5] {
+    pub(super) fn environment(&self, address: &str) -> [(&'static str, String); 6] {
         [
             ("SPARK_HOME", text(&self.spark_home)),
             // Without it the launcher looks for a source tree ("Cannot find any build directories").
@@ -71,6 +71,10 @@ impl SparkInstall {
             ("PYSPARK_PYTHON", text(&self.python)),
             // The master and the workers do little; executors have settings of their own.
             ("SPARK_DAEMON_MEMORY", "256m".to_owned()),
+            (
+                "SPARK_DAEMON_JAVA_OPTS",
+                "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC".to_owned(),
+            ),
         ]
     }
 }

@@ -4,8 +4,10 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::{Pid, getpgid};
+
 use super::install::{SparkInstall, text};
-use crate::{Process, free_port};
+use crate::{Process, free_port, wait_until};
 
 /// Two JVMs on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -88,7 +90,33 @@ impl SparkCluster {
         &self.hosts
     }
 
-    /// Fails, with the reason, when a worker has ended by itself.
+    /// The processes of the executors on a host.
+    pub fn executors(&self, host: &str) -> Vec<Pid> {
+        let index = self.hosts.iter().position(|known| known == host);
+        let worker = &self.workers[index.expect("the host of a worker")];
+        let is_executor = |pid: Pid| {
+            let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let class = b"org.apache.spark.executor.CoarseGrainedExecutorBackend";
+            arguments
+                .split(|byte| *byte == 0)
+                .any(|argument| argument == class)
+        };
+        std::fs::read_dir("/proc")
+            .expect("/proc is mounted")
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Pid::from_raw))
+            .filter(|pid| getpgid(Some(*pid)) == Ok(worker.pid()) && is_executor(*pid))
+            .collect()
+    }
+
+    /// Waits until another executor than `lost` runs on a host.
+    #[track_caller]
+    pub fn wait_for_replacement(&self, host: &str, lost: Pid) {
+        wait_until(DEADLINE, &format!("another executor runs on {host}"), || {
+            self.executors(host).iter().any(|pid| *pid != lost)
+        });
+    }
+
+    /// The log of a worker that has ended by itself, if there is one.
     pub fn ended_worker(&mut self) -> Option<&Path> {
         self.workers
             .iter_mut()

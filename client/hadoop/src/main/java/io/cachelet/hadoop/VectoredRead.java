@@ -101,6 +101,10 @@ final class VectoredRead {
               } else {
                 stock.readVectored(rest, allocate, release);
               }
+              for (FileRange range : rest) {
+                // The stock stream delivers later, by itself.
+                range.getData().thenAccept(buffer -> ReadMetrics.readFromOrigin(range.getLength()));
+              }
             });
         done = ranges.size();
       }

@@ -36,13 +36,15 @@ public final class BlockLocator {
   private static final long STALL_NANOS = TimeUnit.MILLISECONDS.toNanos(500);
   /** Files that are listed this long after the one before begin another listing. */
   private static final long PAUSE_NANOS = TimeUnit.SECONDS.toNanos(1);
+  /** A listing is asked for this long after its last file, so that the plan that follows finds the answers there. */
+  private static final long SETTLED_NANOS = TimeUnit.MILLISECONDS.toNanos(20);
   /** The thread ends after having had nothing to do for this long. */
   private static final long IDLE_MILLIS = 60_000;
   /** Files waiting to be asked for; mostly one brings all of the others. */
   private static final int MAX_WANTED = 1_000;
 
   private static final BlockLocator INSTANCE =
-      new BlockLocator(ExecutorDirectory.get(), System::nanoTime, PlanBudget.BUDGET_NANOS);
+      new BlockLocator(ExecutorDirectory.get(), System::nanoTime, PlanBudget.BUDGET_NANOS, true);
 
   private final ExecutorDirectory directory;
   /** Ages answers and failures. What callers wait is measured by the machine's clock. */
@@ -50,6 +52,7 @@ public final class BlockLocator {
 
   private final LocationService service = new LocationService();
   private final PlanBudget budget;
+  private final boolean ahead;
 
   /** Guards everything below; the thread and those who wait for it meet here. */
   private final Object lock = new Object();
@@ -59,13 +62,19 @@ public final class BlockLocator {
   /** Files to ask for, in that order, each together with its listing. */
   private final Set<Listed> wanted = new LinkedHashSet<>();
 
+  /** The file that was listed last, until its listing is asked for; null if there is nothing to ask. */
+  private Listed settling;
+
+  private long listedNanos;
   private Thread thread;
   private boolean asking;
   private long askingSinceNanos;
   private long failures;
 
-  BlockLocator(ExecutorDirectory directory, LongSupplier clock, long budgetNanos) {
+  /** {@code ahead} asks for listings as soon as they have settled, before anybody plans to read them. */
+  BlockLocator(ExecutorDirectory directory, LongSupplier clock, long budgetNanos, boolean ahead) {
     this.directory = directory;
+    this.ahead = ahead;
     this.budget = new PlanBudget(budgetNanos);
     this.clock = clock;
   }
@@ -76,8 +85,8 @@ public final class BlockLocator {
   }
 
   /**
-   * Remembers that this file was listed, so that one request answers for all of a listing. Cheap: takes a lock, asks
-   * nobody. Does nothing in a JVM that is no driver.
+   * Remembers that this file was listed, so that one request answers for all of a listing, in the background and as
+   * soon as the listing has settled. Cheap: takes a lock, waits for nobody. Does nothing in a JVM that is no driver.
    *
    * @param uri {@code s3a://bucket/key} or {@code oss://bucket/key}, the key not URL-encoded
    * @param etag of the generation that was listed; null if unknown
@@ -88,7 +97,15 @@ public final class BlockLocator {
       return;
     }
     synchronized (lock) {
-      listings.listed(uri, etag, length, clock.getAsLong());
+      Listed file = listings.listed(uri, etag, length, clock.getAsLong());
+      if (ahead && !directory.nodes().isEmpty() && breaker.allows(clock.getAsLong())) {
+        boolean first = settling == null;
+        settling = file;
+        listedNanos = System.nanoTime();
+        if (first) {
+          wake();
+        }
+      }
     }
   }
 
@@ -121,6 +138,7 @@ public final class BlockLocator {
     synchronized (lock) {
       listings.clear();
       wanted.clear();
+      settling = null;
       breaker.succeeded();
     }
   }
@@ -218,7 +236,19 @@ public final class BlockLocator {
           return batch;
         }
       }
-      long left = TimeUnit.NANOSECONDS.toMillis(idleUntil - System.nanoTime());
+      long now = System.nanoTime();
+      long left = TimeUnit.NANOSECONDS.toMillis(idleUntil - now);
+      if (settling != null && now - listedNanos >= SETTLED_NANOS) {
+        Listing listing = settling.listing();
+        settling = null;
+        if (listing != null && listing.first() != null) {
+          wanted.add(listing.first());
+        }
+        continue;
+      }
+      if (settling != null) {
+        left = TimeUnit.NANOSECONDS.toMillis(SETTLED_NANOS - (now - listedNanos)) + 1;
+      }
       if (left <= 0) {
         return null;
       }

@@ -124,13 +124,14 @@ final class Listings {
       return rotated;
     }
 
+    /** The first file that is still listed here; null if there is none. */
+    Listed first() {
+      return files.stream().filter(file -> file.listing == this).findFirst().orElse(null);
+    }
+
     /** Where the listing went on when this one was full: its first file; null if it ended. */
     Listed continuedAt() {
-      if (continued == null) {
-        return null;
-      }
-      Listing next = continued;
-      return next.files.stream().filter(file -> file.listing == next).findFirst().orElse(null);
+      return continued == null ? null : continued.first();
     }
 
     private void enter(Listed file) {

@@ -17,16 +17,20 @@ import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicLong;
 import org.apache.hadoop.fs.BlockLocation;
 import org.junit.After;
+import org.junit.Rule;
 import org.junit.Test;
+import org.junit.rules.Timeout;
 
 /** Look-ups against a service that answers well, badly, late or not at all. */
 public class BlockLocatorTest {
   private static final long MIB = 1L << 20;
 
+  @Rule public final Timeout limit = Timeout.seconds(120);
+
   private final AtomicLong clock = new AtomicLong();
   private final ExecutorDirectory directory = new ExecutorDirectory();
   /** Patient, so that a slow machine fails no test that is not about waiting. */
-  private BlockLocator locator = new BlockLocator(directory, clock::get, TimeUnit.SECONDS.toNanos(20));
+  private BlockLocator locator = new BlockLocator(directory, clock::get, TimeUnit.SECONDS.toNanos(20), false);
   private FakeService service;
 
   private void serve(FakeService.Behaviour behaviour) throws IOException {
@@ -84,6 +88,24 @@ public class BlockLocatorTest {
     assertEquals(
         "{\"path\":\"s3a://b/t/0\",\"etag\":\"e\",\"size_bytes\":10}", request.get("paths").get(0).toString());
     assertEquals(500, request.get("paths").size());
+  }
+
+  @Test
+  public void aListingIsAskedForBeforeItIsPlanned() throws Exception {
+    locator = new BlockLocator(directory, clock::get, 0, true);
+    CountDownLatch asked = new CountDownLatch(1);
+    serve((exchange, request) -> {
+      FakeService.resident("node-1").answer(exchange, request);
+      asked.countDown();
+    });
+    oneExecutorOnEachOfTwoNodes();
+    locator.listed("s3a://b/1", "e", 10);
+    locator.listed("s3a://b/2", "e", 10);
+    assertTrue(asked.await(20, TimeUnit.SECONDS));
+    while (locate("s3a://b/2", 10).isEmpty()) {
+      Thread.yield();
+    }
+    assertEquals("10.0.0.1", locate("s3a://b/1", 10));
   }
 
   @Test
@@ -273,7 +295,7 @@ public class BlockLocatorTest {
 
   @Test
   public void aServiceThatStallsCostsAPlanItsBudgetOnce() throws Exception {
-    locator = new BlockLocator(directory, clock::get, PlanBudget.BUDGET_NANOS);
+    locator = new BlockLocator(directory, clock::get, PlanBudget.BUDGET_NANOS, false);
     CountDownLatch release = new CountDownLatch(1);
     serve((exchange, request) -> {
       release.await();
@@ -303,7 +325,7 @@ public class BlockLocatorTest {
 
   @Test
   public void anOldAnswerServesWhileTheServiceIsSlow() throws Exception {
-    locator = new BlockLocator(directory, clock::get, PlanBudget.BUDGET_NANOS);
+    locator = new BlockLocator(directory, clock::get, PlanBudget.BUDGET_NANOS, false);
     serve(FakeService.resident("node-1"));
     oneExecutorOnEachOfTwoNodes();
     assertEquals("10.0.0.1", locate("s3a://b/k", 10));
@@ -349,7 +371,7 @@ public class BlockLocatorTest {
 
   @Test
   public void anAnswerWithoutEndIsGivenUp() throws Exception {
-    locator = new BlockLocator(directory, clock::get, PlanBudget.BUDGET_NANOS);
+    locator = new BlockLocator(directory, clock::get, PlanBudget.BUDGET_NANOS, false);
     CountDownLatch gaveUp = new CountDownLatch(1);
     serve((exchange, request) -> {
       exchange.sendResponseHeaders(200, 0);
@@ -386,7 +408,7 @@ public class BlockLocatorTest {
 
   @Test
   public void aServiceThatTakesFewerPathsIsAskedInSmallerRequests() throws Exception {
-    locator = new BlockLocator(directory, clock::get, PlanBudget.BUDGET_NANOS);
+    locator = new BlockLocator(directory, clock::get, PlanBudget.BUDGET_NANOS, false);
     serve((exchange, request) -> {
       if (request.get("paths").size() > 100) {
         FakeService.send(exchange, 400, "{\"error\":{\"code\":\"too_many_paths\"}}");

@@ -11,8 +11,11 @@ import org.apache.spark.scheduler.SparkListenerExecutorAdded;
 import org.apache.spark.scheduler.SparkListenerExecutorRemoved;
 import org.apache.spark.scheduler.SparkListenerStageSubmitted;
 import org.apache.spark.scheduler.SparkListenerTaskEnd;
+import org.apache.spark.scheduler.StageInfo;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
+import scala.collection.Iterable;
+import scala.collection.Iterator;
 
 /**
  * Follows executors, stages and SQL executions. Reads only what is the same in the classes of Spark 3.5 and 4; the SQL
@@ -52,7 +55,8 @@ final class ApplicationListener extends SparkListener {
     String id = properties == null ? null : properties.getProperty(EXECUTION_ID);
     if (id != null) {
       try {
-        executions.stage(Long.parseLong(id), event.stageInfo().stageId(), event.stageInfo().attemptNumber());
+        StageInfo stage = event.stageInfo();
+        executions.stage(Long.parseLong(id), stage.stageId(), stage.attemptNumber(), readsExecutorCaches(stage));
       } catch (NumberFormatException e) {
         LOG.debug("a stage belongs to the SQL execution {}", id);
       }
@@ -97,6 +101,27 @@ final class ApplicationListener extends SparkListener {
   @Override
   public void onApplicationEnd(SparkListenerApplicationEnd event) {
     driver.close();
+  }
+
+  /**
+   * Whether a task of the stage prefers an executor, which it does for what that executor has cached, and not a host.
+   */
+  private static boolean readsExecutorCaches(StageInfo stage) {
+    try {
+      // The type of this collection differs between Scala 2.12 and 2.13; what it extends does not.
+      Iterator<?> tasks = ((Iterable<?>) value(stage, "taskLocalityPreferences")).iterator();
+      while (tasks.hasNext()) {
+        Iterator<?> locations = ((Iterable<?>) tasks.next()).iterator();
+        while (locations.hasNext()) {
+          if (locations.next().getClass().getSimpleName().equals("ExecutorCacheTaskLocation")) {
+            return true;
+          }
+        }
+      }
+    } catch (ReflectiveOperationException | RuntimeException | LinkageError e) {
+      LOG.debug("cannot read what the tasks of a stage prefer", e);
+    }
+    return false;
   }
 
   /** The execution that this one is a part of; itself where Spark does not say. */

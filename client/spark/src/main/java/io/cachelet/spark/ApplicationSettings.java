@@ -8,8 +8,8 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * What the plug-in sets where the user has not: before the scheduler exists and before executors ask for their settings,
- * so that one setting turns everything on. Nothing that the user has set is changed.
+ * What the plug-in sets where the user has not: before the scheduler exists and before executors ask for their
+ * settings, so that one setting turns everything on. Nothing that the user has set is changed.
  */
 final class ApplicationSettings {
   static final String LOCALITY_WAIT = "spark.locality.wait";

@@ -9,9 +9,9 @@ import java.util.Map;
 /**
  * What the executors of this application have read, as they report it.
  *
- * <p>Reports are cumulative and come a little after the tasks that they cover; each says how many tasks had succeeded on
- * its executor when it was made. So a {@link Mark} knows when its counters are in: an executor's are, as soon as a report
- * covers as many tasks as the driver had seen succeed there when the mark was made. Thread-safe.
+ * <p>Reports are cumulative and come a little after the tasks that they cover; each says how many tasks had succeeded
+ * on its executor when it was made. So a {@link Mark} knows when its counters are in: an executor's are, as soon as a
+ * report covers as many tasks as the driver had seen succeed there when the mark was made. Thread-safe.
  */
 final class ByteLedger {
   private final Map<String, Executor> executors = new HashMap<>();

@@ -10,12 +10,12 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * What executor pods need on Kubernetes: the daemon's socket, permission to use it, the node's name, and a preference for
- * nodes that hold what the application wants to read.
+ * What executor pods need on Kubernetes: the daemon's socket, permission to use it, the node's name, and a preference
+ * for nodes that hold what the application wants to read.
  *
- * <p>{@code spark.kubernetes.executor.pod.featureSteps=io.cachelet.spark.CacheletFeatureStep}; the plug-in adds it. Spark
- * makes an instance for each pod and calls it on the thread that requests pods: it answers from memory and never throws.
- * Where something fails, the pod stays as it was.
+ * <p>{@code spark.kubernetes.executor.pod.featureSteps=io.cachelet.spark.CacheletFeatureStep}; the plug-in adds it.
+ * Spark makes an instance for each pod and calls it on the thread that requests pods: it answers from memory and never
+ * throws. Where something fails, the pod stays as it was.
  */
 public final class CacheletFeatureStep implements KubernetesExecutorCustomFeatureConfigStep {
   private static final Logger LOG = LoggerFactory.getLogger(CacheletFeatureStep.class);

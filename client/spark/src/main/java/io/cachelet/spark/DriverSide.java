@@ -167,17 +167,26 @@ final class DriverSide implements DriverPlugin {
     if (plan == null) {
       return;
     }
-    Set<String> buckets = StockFileSystems.buckets();
-    buckets.addAll(executorsStockBuckets);
-    for (String bucket : buckets) {
-      if (plan.contains(bucket + "/") && warnedBuckets.add(bucket)) {
-        LOG.warn(
-            "{} is read past cachelet, without cache or locality: Hadoop made its file system before cachelet's"
-                + " settings were there, to fetch the application's main file or jars. Put cachelet-spark.jar into"
-                + " Spark's jars/ and set spark.hadoop.fs.{}.impl, or keep main file and jars in another bucket.",
-            bucket,
-            bucket.substring(0, bucket.indexOf(':')));
+    for (String bucket : StockFileSystems.buckets()) {
+      warnOfStockFileSystem(plan, bucket, "lists", "its tasks get no locality");
+    }
+    synchronized (executorsStockBuckets) {
+      for (String bucket : executorsStockBuckets) {
+        warnOfStockFileSystem(plan, bucket, "reads in executors", "nothing of it is cached");
       }
+    }
+  }
+
+  private void warnOfStockFileSystem(String plan, String bucket, String does, String consequence) {
+    if (plan.contains(bucket + "/") && warnedBuckets.add(bucket + " " + does)) {
+      LOG.warn(
+          "cachelet: Spark {} {} past cachelet, so that {}: Hadoop made this bucket's file system before cachelet's"
+              + " settings were there, to fetch the application's main file or jars. Put cachelet-spark.jar into"
+              + " Spark's jars/ and set spark.hadoop.fs.{}.impl, or keep main file and jars in another bucket.",
+          does,
+          bucket,
+          consequence,
+          bucket.substring(0, bucket.indexOf(':')));
     }
   }
 

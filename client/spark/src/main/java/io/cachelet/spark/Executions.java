@@ -1,13 +1,14 @@
 package io.cachelet.spark;
 
 import java.util.ArrayList;
-import java.util.Collection;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.concurrent.ScheduledExecutorService;
+import java.util.Set;
 import java.util.concurrent.RejectedExecutionException;
+import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
 import org.slf4j.Logger;
@@ -57,13 +58,20 @@ final class Executions {
     running.put(id, execution);
   }
 
-  /** A stage of an execution was submitted. */
-  synchronized void stage(long id, int stage, int attempt) {
+  /**
+   * A stage of an execution was submitted.
+   *
+   * @param cached whether some of its tasks are to run where an executor has cached what they read
+   */
+  synchronized void stage(long id, int stage, int attempt, boolean cached) {
     Execution execution = running.get(id);
     if (execution != null) {
       long key = key(stage, attempt);
       stages.put(key, execution);
       execution.stages.add(key);
+      if (cached) {
+        execution.cachedStages.add(key);
+      }
     }
   }
 
@@ -76,9 +84,14 @@ final class Executions {
   synchronized void task(int stage, int attempt, String executorId, String locality, long inputBytes) {
     ledger.taskSucceeded(executorId);
     if (inputBytes > 0) {
-      application.read(locality);
-      for (Execution at = stages.get(key(stage, attempt)); at != null; at = at.parent) {
-        at.read(locality);
+      long key = key(stage, attempt);
+      Execution execution = stages.get(key);
+      boolean local = locality.equals("NODE_LOCAL");
+      // Spark also calls a task PROCESS_LOCAL that had no preference at all.
+      boolean cached = locality.equals("PROCESS_LOCAL") && execution != null && execution.cachedStages.contains(key);
+      application.read(local, cached);
+      for (Execution at = execution; at != null; at = at.parent) {
+        at.read(local, cached);
       }
     }
   }
@@ -191,7 +204,8 @@ final class Executions {
     final String description;
     final long startMillis;
     final ByteLedger.Mark start;
-    final Collection<Long> stages = new ArrayList<>();
+    final Set<Long> stages = new HashSet<>();
+    final Set<Long> cachedStages = new HashSet<>();
     ByteLedger.Mark end;
     long endMillis;
     long deadlineNanos;
@@ -217,13 +231,10 @@ final class Executions {
       return root;
     }
 
-    void read(String locality) {
+    void read(boolean local, boolean cached) {
       readingTasks++;
-      if (locality.equals("NODE_LOCAL")) {
-        nodeLocalTasks++;
-      } else if (locality.equals("PROCESS_LOCAL")) {
-        cachedTasks++;
-      }
+      nodeLocalTasks += local ? 1 : 0;
+      cachedTasks += cached ? 1 : 0;
     }
   }
 }

@@ -29,8 +29,8 @@ import org.apache.spark.SparkConf;
  * The changes to one executor pod. Everything is worked out before anything is set, so that a failure changes nothing;
  * what the pod has already is added to, never replaced.
  *
- * <p>Only constructors and setters of the Kubernetes model: its fluent builders differ between the versions that come with
- * Spark 3.5 and 4, to the point that a class compiled with one fails to link with the other.
+ * <p>Only constructors and setters of the Kubernetes model: its fluent builders differ between the versions that come
+ * with Spark 3.5 and 4, to the point that a class compiled with one fails to link with the other.
  */
 final class ExecutorPod {
   static final String HOST_PATH = "spark.cachelet.socket.hostPath";

@@ -15,17 +15,14 @@ import org.slf4j.LoggerFactory;
  * What this JVM has read, over all of its file systems. The counters only grow.
  *
  * <p>What the daemon fetched on our behalf is known to the daemon, for each of its sessions; a session that begins anew
- * counts from 0, so that sums are kept here. {@link #ask} costs a message and may wait for the daemon; {@link #now} does
- * neither.
+ * counts from 0, so that sums are kept here. {@link #ask} costs a message and may wait for the daemon; {@link #now}
+ * does neither.
  */
 final class JvmReads {
   private static final Logger LOG = LoggerFactory.getLogger(JvmReads.class);
 
   private final CacheletClient client;
-  private long reconnects;
-  private FilledBytes session = null;
-  private long filledOrigin;
-  private long filledPeer;
+  private final SessionSums fetched = new SessionSums();
 
   private JvmReads(CacheletClient client) {
     this.client = client;
@@ -45,7 +42,10 @@ final class JvmReads {
   Counters ask() {
     if (client != null) {
       try {
-        add(client.stats().reconnects, client.filledBytes());
+        FilledBytes told = client.filledBytes();
+        synchronized (this) {
+          fetched.told(client.stats().reconnects, told.originBytes, told.peerBytes);
+        }
       } catch (Exception e) {
         // What was told last still holds; the daemon may be gone.
         LOG.debug("cannot ask the daemon what it fetched", e);
@@ -61,9 +61,9 @@ final class JvmReads {
     values.put(Counters.LOCAL, reads.localBytes + reads.inlineBytes);
     values.put(Counters.INLINE, reads.inlineBytes);
     values.put(Counters.DIRECT, reads.originBytes);
-    boolean unknown = filledOrigin == Counters.UNKNOWN;
-    values.put(Counters.ORIGIN, unknown ? Counters.UNKNOWN : filledOrigin + reads.originBytes);
-    values.put(Counters.PEER, unknown ? Counters.UNKNOWN : filledPeer);
+    values.put(
+        Counters.ORIGIN, fetched.isUnknown() ? Counters.UNKNOWN : fetched.originBytes() + reads.originBytes);
+    values.put(Counters.PEER, fetched.isUnknown() ? Counters.UNKNOWN : fetched.peerBytes());
     long fallbacks = 0;
     for (Map.Entry<String, Long> reason : reads.fallbacks.entrySet()) {
       fallbacks += reason.getValue();
@@ -72,22 +72,5 @@ final class JvmReads {
     values.put(Counters.FALLBACKS, fallbacks);
     values.values().removeIf(value -> value == 0);
     return Counters.of(values);
-  }
-
-  private synchronized void add(long reconnectsNow, FilledBytes told) {
-    if (told.originBytes < 0 || told.peerBytes < 0) {
-      filledOrigin = Counters.UNKNOWN;
-      return;
-    }
-    boolean sameSession = session != null
-        && reconnectsNow == reconnects
-        && told.originBytes >= session.originBytes
-        && told.peerBytes >= session.peerBytes;
-    if (filledOrigin != Counters.UNKNOWN) {
-      filledOrigin += told.originBytes - (sameSession ? session.originBytes : 0);
-      filledPeer += told.peerBytes - (sameSession ? session.peerBytes : 0);
-    }
-    session = told;
-    reconnects = reconnectsNow;
   }
 }

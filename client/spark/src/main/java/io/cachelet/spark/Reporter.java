@@ -9,8 +9,8 @@ import org.slf4j.LoggerFactory;
 /**
  * Tells the driver what a JVM has read, and first of all on which node it is.
  *
- * <p>One thread does all of it, so that tasks never wait: they only count. It reports when the JVM has run out of tasks,
- * and once a second while it has not; never more often than every 100 ms, and no longer once nothing changes.
+ * <p>One thread does all of it, so that tasks never wait: they only count. It reports when the JVM has run out of
+ * tasks, and once a second while it has not; never more often than every 100 ms, and no longer once nothing changes.
  */
 final class Reporter {
   private static final Logger LOG = LoggerFactory.getLogger(Reporter.class);

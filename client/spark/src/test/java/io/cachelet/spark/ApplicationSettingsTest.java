@@ -42,7 +42,8 @@ public class ApplicationSettingsTest {
 
   @Test
   public void onKubernetesTheFeatureStepIsAddedOnce() {
-    spark.set("spark.master", "k8s://https://kubernetes.default").set("spark.kubernetes.executor.pod.featureSteps", "x.Y");
+    spark.set("spark.master", "k8s://https://kubernetes.default");
+    spark.set("spark.kubernetes.executor.pod.featureSteps", "x.Y");
     ApplicationSettings.apply(spark, hadoop);
     String steps = "x.Y,io.cachelet.spark.CacheletFeatureStep";
     assertEquals(steps, spark.get("spark.kubernetes.executor.pod.featureSteps"));

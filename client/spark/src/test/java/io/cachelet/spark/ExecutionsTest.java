@@ -48,7 +48,7 @@ public class ExecutionsTest {
   public void anExecutionIsSummedUpOnceTheReportsOfItsTasksAreIn() throws Exception {
     ledger.reported("1", 0, local(1000));
     executions.started(3, 3, "count", 100);
-    executions.stage(3, 5, 0);
+    executions.stage(3, 5, 0, false);
     task(5, "1", "NODE_LOCAL", 10);
     task(5, "2", "ANY", 10);
     task(5, "2", "NODE_LOCAL", 0);
@@ -72,11 +72,11 @@ public class ExecutionsTest {
   @Test
   public void aLateReportOfOneExecutionIsNotTheNextOnes() throws Exception {
     executions.started(1, 1, "first", 0);
-    executions.stage(1, 1, 0);
+    executions.stage(1, 1, 0, false);
     task(1, "1", "NODE_LOCAL", 10);
     executions.ended(1, 10);
     executions.started(2, 2, "second", 10);
-    executions.stage(2, 2, 0);
+    executions.stage(2, 2, 0, false);
     ledger.reported("1", 1, local(10));
     task(2, "1", "NODE_LOCAL", 5);
     executions.ended(2, 20);
@@ -102,7 +102,7 @@ public class ExecutionsTest {
   public void thePartsOfAnExecutionCountForItToo() throws Exception {
     executions.started(1, 1, "insert", 0);
     executions.started(2, 1, "its query", 0);
-    executions.stage(2, 9, 0);
+    executions.stage(2, 9, 0, false);
     task(9, "1", "NODE_LOCAL", 10);
     ledger.reported("1", 1, local(10));
     executions.ended(2, 5);
@@ -117,7 +117,7 @@ public class ExecutionsTest {
   @Test
   public void whatAnExecutorHadCachedItselfIsNeitherLocalNorAMiss() throws Exception {
     executions.started(1, 1, "cached", 0);
-    executions.stage(1, 1, 0);
+    executions.stage(1, 1, 0, true);
     task(1, "1", "PROCESS_LOCAL", 10);
     ledger.reported("1", 1, Counters.NONE);
     executions.ended(1, 1);
@@ -127,9 +127,22 @@ public class ExecutionsTest {
   }
 
   @Test
+  public void aTaskWithoutPreferenceIsNotLocalAlthoughSparkCallsItSo() throws Exception {
+    executions.started(1, 1, "q", 0);
+    executions.stage(1, 1, 0, false);
+    task(1, "1", "PROCESS_LOCAL", 10);
+    task(1, "1", "NODE_LOCAL", 10);
+    ledger.reported("1", 2, Counters.NONE);
+    executions.ended(1, 1);
+    JsonNode summary = next();
+    assertEquals(0, summary.get("executor_cached_tasks").asInt());
+    assertEquals(0.5, summary.get("node_local_share").asDouble(), 0);
+  }
+
+  @Test
   public void anExecutorThatIsLostBeforeItReportsIsMissed() throws Exception {
     executions.started(1, 1, "q", 0);
-    executions.stage(1, 1, 0);
+    executions.stage(1, 1, 0, false);
     task(1, "1", "NODE_LOCAL", 10);
     executions.ended(1, 1);
     ledger.removed("1");
@@ -143,7 +156,7 @@ public class ExecutionsTest {
   @Test
   public void theApplicationIsSummedUpAtItsEndWithWhatIsOpen() throws Exception {
     executions.started(1, 1, "open", 0);
-    executions.stage(1, 1, 0);
+    executions.stage(1, 1, 0, false);
     task(1, "1", "NODE_LOCAL", 10);
     task(77, "1", "ANY", 10);
     ledger.reported("1", 2, local(25));

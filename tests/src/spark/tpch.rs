@@ -1,0 +1,155 @@
+//! TPC-H through `tests/spark/tpch.py`: the data, and a session that runs queries one at a time when asked to.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::application::{Application, RunningApplication, Summary};
+use super::events::EventLog;
+use crate::dir::repository_root;
+
+/// A query on a busy machine whose store is far away.
+const DEADLINE: Duration = Duration::from_mins(10);
+
+/// All 22, in order.
+pub const TPCH_QUERIES: [&str; 22] = [
+    "q01", "q02", "q03", "q04", "q05", "q06", "q07", "q08", "q09", "q10", "q11", "q12", "q13", "q14", "q15",
+    "q16", "q17", "q18", "q19", "q20", "q21", "q22",
+];
+
+/// What a query gave.
+#[derive(Debug, Clone, Deserialize)]
+pub struct QueryResult {
+    /// Which query.
+    pub name: String,
+    /// From its text to its last row.
+    pub seconds: f64,
+    /// How many rows.
+    pub rows: u64,
+    /// Of the rows, in no order.
+    pub sha256: String,
+}
+
+/// The tables at a scale factor as Parquet files, generated if they are not there yet; progress goes to stderr.
+pub fn tpch_files(scale_factor: &str) -> Vec<PathBuf> {
+    let script = repository_root().join("scripts/tpch-data");
+    let made = Command::new(&script)
+        .arg(scale_factor)
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {}: {error}", script.display()));
+    assert!(
+        made.status.success(),
+        "cannot make the TPC-H data: {} ended with {}; see the messages above",
+        script.display(),
+        made.status
+    );
+    let dir = PathBuf::from(String::from_utf8_lossy(&made.stdout).trim());
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&dir)
+        .unwrap_or_else(|error| panic!("cannot list {}: {error}", dir.display()))
+        .map(|entry| entry.expect("a listed file").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "parquet"))
+        .collect();
+    files.sort();
+    files
+}
+
+/// An application that runs a query whenever it is asked to; several can take turns.
+#[derive(Debug)]
+pub struct TpchSession {
+    application: RunningApplication,
+    stream: BufReader<TcpStream>,
+}
+
+impl TpchSession {
+    /// Submits `application` (of `tpch.py`) and waits until it listens. What it keeps is in `dir`, which is its own.
+    pub fn start(application: Application, dir: &Path) -> Self {
+        let ready = dir.join("ready.json");
+        let mut application = application
+            .args(["serve", "--ready-file"])
+            .arg(&ready)
+            .submit(dir);
+        application
+            .process()
+            .wait_until(DEADLINE, "the application listens", || ready.exists());
+        let text = std::fs::read(&ready).expect("it was there a moment ago");
+        let ready: Value = serde_json::from_slice(&text).expect("tpch.py writes JSON");
+        let port = ready["port"].as_u64().expect("a port");
+        let stream = TcpStream::connect(("127.0.0.1", u16::try_from(port).expect("a port")))
+            .expect("the application listens");
+        stream
+            .set_read_timeout(Some(DEADLINE))
+            .expect("the deadline is not zero");
+        Self {
+            application,
+            stream: BufReader::new(stream),
+        }
+    }
+
+    /// Opens the tables at `root`, and returns the seconds that took.
+    #[track_caller]
+    pub fn open(&mut self, root: &str) -> f64 {
+        self.ask(&json!({"root": root}));
+        self.answer()["seconds"].as_f64().expect("seconds")
+    }
+
+    /// Runs a query to its end.
+    #[track_caller]
+    pub fn run(&mut self, query: &str) -> QueryResult {
+        self.begin(query);
+        self.result()
+    }
+
+    /// Lets a query begin; [`TpchSession::result`] waits for its end.
+    #[track_caller]
+    pub fn begin(&mut self, query: &str) {
+        self.ask(&json!({"query": query}));
+    }
+
+    /// Waits for the end of the query that was begun.
+    #[track_caller]
+    pub fn result(&mut self) -> QueryResult {
+        serde_json::from_value(self.answer()).expect("tpch.py answers as it promises")
+    }
+
+    /// Ends the application, and reads what it left.
+    #[track_caller]
+    pub fn end(self) -> (EventLog, Option<Summary>) {
+        let Self {
+            mut application,
+            stream,
+        } = self;
+        drop(stream);
+        let status = application.process().wait_for_exit(DEADLINE);
+        assert!(status.success(), "the application ended with {status}");
+        (application.event_log(), application.summary())
+    }
+
+    #[track_caller]
+    fn ask(&mut self, request: &Value) {
+        let sent = writeln!(self.stream.get_mut(), "{request}");
+        sent.unwrap_or_else(|error| panic!("cannot ask the application for {request}: {error}"));
+    }
+
+    #[track_caller]
+    fn answer(&mut self) -> Value {
+        let mut line = String::new();
+        let received = self.stream.read_line(&mut line);
+        let running = self.application.process().is_running();
+        let answer: Value = match received {
+            Ok(bytes) if bytes > 0 => serde_json::from_str(&line).expect("tpch.py answers with JSON"),
+            other => panic!("the application did not answer: {other:?}; it runs: {running}"),
+        };
+        assert!(
+            answer["error"].is_null(),
+            "the application failed: {}",
+            answer["error"]
+        );
+        answer
+    }
+}
