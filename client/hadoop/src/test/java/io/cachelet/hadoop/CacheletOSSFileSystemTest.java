@@ -7,6 +7,7 @@ import static org.junit.Assert.assertTrue;
 
 import com.sun.net.httpserver.HttpExchange;
 import com.sun.net.httpserver.HttpServer;
+import io.cachelet.client.NativeLibrary;
 import java.io.FileNotFoundException;
 import java.io.IOException;
 import java.net.InetAddress;
@@ -104,6 +105,7 @@ public class CacheletOSSFileSystemTest {
     byte[] object = new byte[2_000_003];
     new Random(1).nextBytes(object);
     objects.put("t/a", object);
+    long before = ReadMetrics.snapshot().originBytes;
     try (FSDataInputStream in = fs.open(new Path("/t/a"))) {
       byte[] all = new byte[object.length];
       in.readFully(all);
@@ -114,6 +116,9 @@ public class CacheletOSSFileSystemTest {
       assertArrayEquals(java.util.Arrays.copyOfRange(object, 1_234_567, 1_235_567), some);
       in.seek(17);
       assertEquals(object[17] & 0xff, in.read());
+    }
+    if (NativeLibrary.isAvailable()) {
+      assertTrue("our stream read", ReadMetrics.snapshot().originBytes - before >= object.length);
     }
   }
 

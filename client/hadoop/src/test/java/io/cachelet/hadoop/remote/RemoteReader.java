@@ -75,6 +75,7 @@ public final class RemoteReader {
         ours = FileSystem.newInstance(URI.create(command[1]), conf);
         Configuration plain = new Configuration(conf);
         plain.set("fs.s3a.impl", "org.apache.hadoop.fs.s3a.S3AFileSystem");
+        plain.set("fs.oss.impl", "org.apache.hadoop.fs.aliyun.oss.AliyunOSSFileSystem");
         stock = FileSystem.newInstance(URI.create(command[1]), plain);
         return ours.getClass().getName();
       case "open":
