@@ -159,7 +159,9 @@ fn a_status_and_an_open_of_one_path_within_a_second_are_one_request() {
         let (proxy, bucket, mut cluster) = counted();
         bucket.put("o", &deterministic_bytes(5, MIB));
         let object = path(&bucket, "o");
-        let mut reader = Reader::of(hadoop, &proxy.endpoint(), cluster.worker(0)).start(bucket.name());
+        let mut reader = Reader::of(hadoop, &proxy.endpoint(), cluster.worker(0))
+            .patient()
+            .start(bucket.name());
         // The first request loads the SDK's classes.
         let _ = reader.try_ask(&["status", &path(&bucket, "missing")]);
 

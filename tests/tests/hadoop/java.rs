@@ -221,6 +221,11 @@ impl ReaderBuilder {
         self
     }
 
+    /// The daemon may take its time: this test asserts who serves, on a machine that may be busy.
+    pub(crate) fn patient(self) -> Self {
+        self.setting("fs.cachelet.request.timeout.min", "20s")
+    }
+
     /// An option of the JVM.
     pub(crate) fn option(mut self, option: &str) -> Self {
         self.options.push(option.to_owned());

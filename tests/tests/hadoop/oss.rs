@@ -27,6 +27,7 @@ fn over_oss() -> (LiteralS3, Bucket, Cluster) {
 
 fn reader(hadoop: Hadoop, server: &LiteralS3, cluster: &mut Cluster) -> ReaderBuilder {
     Reader::of(hadoop, &server.endpoint(), cluster.worker(0))
+        .patient()
         .setting("fs.oss.impl", "io.cachelet.hadoop.CacheletOSSFileSystem")
         .setting("fs.oss.endpoint", &server.endpoint())
         .setting("fs.oss.connection.secure.enabled", "false")

@@ -16,7 +16,9 @@ fn objects_of_every_size_read_as_stock_s3a_reads_them() {
             .without_service()
             .block_size("4MiB")
             .start();
-        let mut reader = Reader::of(hadoop, &endpoint(), cluster.worker(0)).start(bucket.name());
+        let mut reader = Reader::of(hadoop, &endpoint(), cluster.worker(0))
+            .patient()
+            .start(bucket.name());
         let around = |size: u64| [size - 1, size, size + 1];
         let sizes = [
             vec![0, 1, 2, 4095],
@@ -74,7 +76,9 @@ fn keys_of_every_spelling_read_as_stock_s3a_reads_them() {
             .caller_authorization()
             .without_service()
             .start();
-        let mut reader = Reader::of(hadoop, &server.endpoint(), cluster.worker(0)).start(bucket.name());
+        let mut reader = Reader::of(hadoop, &server.endpoint(), cluster.worker(0))
+            .patient()
+            .start(bucket.name());
         for (seed, key) in (1..).zip(keys) {
             bucket.put(key, &deterministic_bytes(seed, 100_000));
             let said = reader.ask(&["compare", &format!("s3a://{}/{key}", bucket.name())]);
@@ -95,7 +99,9 @@ fn what_is_missing_or_a_directory_fails_as_with_stock_s3a() {
             .without_service()
             .start();
         bucket.put("dir/file", b"x");
-        let mut reader = Reader::of(hadoop, &endpoint(), cluster.worker(0)).start(bucket.name());
+        let mut reader = Reader::of(hadoop, &endpoint(), cluster.worker(0))
+            .patient()
+            .start(bucket.name());
         for name in ["missing", "dir", "dir/", ""] {
             let said = reader.ask(&["compare", &format!("s3a://{}/{name}", bucket.name())]);
             assert_eq!(said[0], "java.io.FileNotFoundException", "{hadoop}, {name:?}");
@@ -112,7 +118,9 @@ fn a_thousand_streams_leave_no_descriptor_and_bytes_are_counted_on_the_readers_t
             .caller_authorization()
             .without_service()
             .start();
-        let mut reader = Reader::of(hadoop, &endpoint(), cluster.worker(0)).start(bucket.name());
+        let mut reader = Reader::of(hadoop, &endpoint(), cluster.worker(0))
+            .patient()
+            .start(bucket.name());
         bucket.put("o", &deterministic_bytes(7, 2 * MIB));
         let object = format!("s3a://{}/o", bucket.name());
         reader.ask(&["openclose", &object, "20"]);

@@ -58,6 +58,8 @@ final class Setup {
     conf.set("fs.s3a.retry.interval", "10ms");
     conf.set("fs.s3a.buffer.dir", System.getProperty("java.io.tmpdir"));
     conf.set("fs.cachelet.socket.dir", socketDir);
+    // Who serves is asserted, on a machine that may be busy.
+    conf.set("fs.cachelet.request.timeout.min", "20s");
     return conf;
   }
 
