@@ -42,10 +42,12 @@ bench: release-binaries ## Measure against the local file system and direct S3; 
 
 bench-jvm: release-binaries jar ## Compare reads in the JVM with C's pread of the same bytes
 	@mkdir -p target/bench-jvm
-	cc -O2 -Wall -Wextra -o target/bench-jvm/pread tests/benches/jvm/pread.c
+	java_home=$$(java -XshowSettings:properties -version 2>&1 | sed -n 's/ *java.home = //p'); \
+	    cc -O2 -Wall -Wextra -shared -fPIC -I "$$java_home/include" -I "$$java_home/include/linux" \
+	    -o target/bench-jvm/libbaseline.so tests/benches/jvm/baseline.c
 	mvn -q -B -f tests/benches/jvm/pom.xml package
 	@java -cp 'target/bench-jvm/classes:target/bench-jvm/dependency/*' io.cachelet.bench.Main \
-	    $(BIN) target/bench-jvm/pread $(if $(filter-out 0,$(QUICK)),2,7)
+	    $(BIN) target/bench-jvm/libbaseline.so $(if $(filter-out 0,$(QUICK)),1,5)
 
 bench-tpch: release-binaries jar ## All 22 TPC-H queries, six ways in turn; writes target/bench/tpch.json
 	@scripts/s3-server install s3proxy

@@ -224,8 +224,8 @@ impl Client {
         session.invalidate(StoreRef { fingerprint }, path, deadline)
     }
 
-    /// What the daemon fetched because of the present session, since that began; `None` from a daemon that is too old to
-    /// tell. Costs a message.
+    /// What the daemon fetched because of the present session, since that began; `None` from a daemon that is too old
+    /// to tell. Costs a message.
     pub fn filled_bytes(&self) -> Result<Option<FilledBytes>, Error> {
         let deadline = self.shared.timeout.begin();
         self.shared.session(deadline)?.tally(deadline)

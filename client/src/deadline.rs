@@ -61,8 +61,8 @@ impl Deadline {
         self.began
     }
 
-    /// Locks a mutex whose holders keep to deadlines of their own. Who gets it too late gives it to the next at once, so
-    /// that a queue of waiters takes no longer than one of them.
+    /// Locks a mutex whose holders keep to deadlines of their own. Who gets it too late gives it to the next at once,
+    /// so that a queue of waiters takes no longer than one of them.
     pub(crate) fn lock<'mutex, T>(
         self,
         mutex: &'mutex Mutex<T>,

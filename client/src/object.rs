@@ -83,8 +83,8 @@ impl Object {
         Ok(length as usize)
     }
 
-    /// Reads at most `length` bytes at `offset` through `scratch`, piece by piece, each of which is handed to `sink`. For
-    /// memory that the kernel cannot write to. Returns how many bytes that were.
+    /// Reads at most `length` bytes at `offset` through `scratch`, piece by piece, each of which is handed to `sink`.
+    /// For memory that the kernel cannot write to. Returns how many bytes that were.
     ///
     /// It is one read in all else: what is missing is asked for as a whole.
     pub fn read_through<E: From<Error>>(
@@ -121,11 +121,11 @@ impl Object {
         Ok(length)
     }
 
-    /// Reads many ranges, each from its offset on and exactly as long as its buffer. What is not at hand is asked for all
-    /// at once. No stream: it neither follows nor causes readahead.
+    /// Reads many ranges, each from its offset on and exactly as long as its buffer. What is not at hand is asked for
+    /// all at once. No stream: it neither follows nor causes readahead.
     ///
-    /// Fails before anything is read if a range reaches beyond the object's end; after another error the buffers' contents
-    /// mean nothing.
+    /// Fails before anything is read if a range reaches beyond the object's end; after another error the buffers'
+    /// contents mean nothing.
     pub fn read_ranges<B: AsMut<[u8]>>(&self, ranges: &mut [(u64, B)]) -> Result<(), Error> {
         for (offset, buf) in ranges.iter_mut() {
             self.check_within(*offset, buf.as_mut().len() as u64)?;

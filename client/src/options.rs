@@ -59,8 +59,8 @@ pub struct Options {
     /// Longest wait for the answer to a request; [`Client::set_request_timeout`](crate::Client::set_request_timeout)
     /// changes it.
     pub request_timeout: Duration,
-    /// A daemon that says nothing for this long, while a request waits, is stuck: the session is given up. What it sends
-    /// within that time, however late for its request, finds the session alive.
+    /// A daemon that says nothing for this long, while a request waits, is stuck: the session is given up. What it
+    /// sends within that time, however late for its request, finds the session alive.
     pub max_silence: Duration,
     /// How often a request is tried on another connection after its own was lost.
     pub reconnect_attempts: u32,

@@ -19,7 +19,8 @@ use jni::{Env, EnvUnowned};
 use crate::failure::{Failure, Throw};
 use crate::open;
 
-/// Bytes on their way into a Java array at once: they stay in the processor's second cache between the two copies.
+/// Bytes on their way into a Java array at once: they stay in the processor's second cache between the two copies. With
+/// 1 MiB of that, 128 KiB to 512 KiB are alike and take 10 % longer than no second copy; 16 KiB and 1 MiB take longer.
 const CHUNK_BYTES: usize = 256 << 10;
 
 thread_local! {
@@ -442,8 +443,8 @@ impl Memory {
         }
         let address = env.get_direct_buffer_address(buffer).map_err(not_direct)?;
         Ok(Self {
-            // SAFETY: The JVM says that `capacity` bytes are at the buffer's address, and `within` has seen that the range
-            // is within them (`aRangeOutsideItsBufferIsRefusedByTheLibraryToo`).
+            // SAFETY: The JVM says that `capacity` bytes are at the buffer's address, and `within` has seen that the
+            // range is within them (`aRangeOutsideItsBufferIsRefusedByTheLibraryToo`).
             address: unsafe { address.add(offset) },
             length,
         })
@@ -453,10 +454,10 @@ impl Memory {
 impl AsMut<[u8]> for Memory {
     fn as_mut(&mut self) -> &mut [u8] {
         // SAFETY: The bytes are the buffer's, see `of`. They stay where they are while a reference to the buffer lives,
-        // which the call's arguments do longer than this value. They are initialised, because a direct buffer's memory is
-        // zeroed when it is made. Two values may name the same bytes, where Java passes a buffer twice, but each lends them
-        // for one read only, and nothing in Rust looks at them afterwards; Java threads that look at them meanwhile see
-        // what any read into a shared buffer shows them.
+        // which the call's arguments do longer than this value. They are mapped, and nothing in Rust looks at them: the
+        // kernel writes them, or they are copied over. Two values may name the same bytes, where Java passes a buffer
+        // twice, but each lends them for one read only; Java threads that look at them meanwhile see what any read into
+        // a shared buffer shows them.
         unsafe { std::slice::from_raw_parts_mut(self.address, self.length) }
     }
 }
@@ -519,4 +520,38 @@ fn counters<'local>(env: &mut Env<'local>, stats: &Stats) -> Result<JLongArray<'
         .map(|(_, count)| jlong::try_from(count).unwrap_or(jlong::MAX))
         .collect();
     longs(env, &numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jni::vm::{InitArgsBuilder, JavaVM};
+
+    #[test]
+    fn a_panic_and_a_wrong_argument_become_exceptions_and_nothing_unwinds_into_the_jvm() {
+        let arguments = InitArgsBuilder::new().build().unwrap();
+        let vm = JavaVM::new(arguments).expect("the JVM that the Java side is built with is found");
+        vm.attach_current_thread(|env| -> jni::errors::Result<()> {
+            let thrown_by = |body: fn() -> Result<jint, Failure>| {
+                // SAFETY: The environment is this thread's, and outlives the call.
+                let unowned = unsafe { EnvUnowned::from_raw(env.get_raw()) };
+                assert_eq!(call(unowned, |_| body()), 0);
+                format!("{:?}", env.exception_catch().unwrap_err())
+            };
+            let panicked = thrown_by(|| panic!("of the test, {}", 7));
+            assert!(panicked.contains("java.lang.IllegalStateException"), "{panicked}");
+            assert!(
+                panicked.contains("the native library panicked: of the test, 7"),
+                "{panicked}"
+            );
+            let refused = thrown_by(|| Err(Failure::Argument("no such range")));
+            assert!(
+                refused.contains("java.lang.IllegalArgumentException"),
+                "{refused}"
+            );
+            assert!(refused.contains("no such range"), "{refused}");
+            Ok(())
+        })
+        .unwrap();
+    }
 }

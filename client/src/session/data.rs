@@ -83,8 +83,8 @@ impl Connection {
         })
     }
 
-    /// Reads `buf.len()` bytes at `offset` into `buf`. The deadline is the first byte's; from then on, something must come
-    /// within the time that was left.
+    /// Reads `buf.len()` bytes at `offset` into `buf`. The deadline is the first byte's; from then on, something must
+    /// come within the time that was left.
     fn read(
         &mut self,
         handle: Handle,

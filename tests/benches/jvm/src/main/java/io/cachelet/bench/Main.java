@@ -1,5 +1,9 @@
 package io.cachelet.bench;
 
+import io.cachelet.client.CacheletClient;
+import io.cachelet.client.CacheletException;
+import io.cachelet.client.CacheletObject;
+import io.cachelet.client.ClientOptions;
 import java.io.File;
 import java.io.OutputStream;
 import java.nio.file.Files;
@@ -20,14 +24,15 @@ import org.openjdk.jmh.runner.options.OptionsBuilder;
 import org.openjdk.jmh.runner.options.VerboseMode;
 
 /**
- * Starts a worker over one file, runs {@link Reads} on it and prints each means' speed as a share of C's.
+ * Starts a worker over one file, runs {@link Reads} on it and prints each means' speed as a share of what it is compared
+ * with: C's pread, or as many positioned reads.
  *
- * <p>Arguments: the directory of the programs, the {@code pread} program, rounds. Every round runs each benchmark once, in a
- * fresh JVM: what disturbs the machine for a while disturbs all alike. Shares are medians over the rounds, each of figures
- * of the same round.
+ * <p>Arguments: the directory of the programs, the baseline's library, rounds. Every round runs each benchmark in a fresh
+ * JVM; shares are medians over the rounds. On a machine that others use, those by the processor's time say more.
  */
 public final class Main {
-  private static final int FILE_BYTES = 256 << 20;
+  /** One block. */
+  private static final int FILE_BYTES = 128 << 20;
 
   private Main() {}
 
@@ -57,52 +62,77 @@ public final class Main {
         throw new IllegalStateException(new String(Files.readAllBytes(log.toPath())));
       }
     }
+    Path sockets = directory.resolve("dev/node-1/socket");
+    readOnce(sockets.toString());
+    Path cached = cachedFile(directory.resolve("dev/node-1/cache"));
     String[] properties = {
-      "-Dbench.socket.dir=" + directory.resolve("dev/node-1/socket"), "-Dbench.uri=file://lake/data",
-      "-Dbench.file=" + file, "-Dbench.pread=" + Paths.get(arguments[1]).toAbsolutePath()};
-    Map<String, Map<String, List<Double>>> microseconds = new LinkedHashMap<>();
+      "-Dbench.socket.dir=" + sockets, "-Dbench.uri=file://lake/data",
+      "-Dbench.file=" + cached, "-Dbench.offset=" + (Files.size(cached) - FILE_BYTES),
+      "-Dbench.baseline=" + Paths.get(arguments[1]).toAbsolutePath()};
+    Map<String, Map<String, List<double[]>>> figures = new LinkedHashMap<>();
     for (int round = 0; round < rounds; round++) {
       Collection<RunResult> results = new Runner(
           new OptionsBuilder().include(Reads.class.getName()).forks(1).jvmArgsAppend(properties)
               .verbosity(VerboseMode.SILENT).shouldFailOnError(true).build()).run();
       for (RunResult result : results) {
         String means = result.getParams().getBenchmark().replaceAll(".*\\.", "");
-        microseconds.computeIfAbsent(result.getParams().getParam("pass"), pass -> new LinkedHashMap<>())
-            .computeIfAbsent(means, name -> new ArrayList<>()).add(result.getPrimaryResult().getScore());
+        double elapsed = of(result, "elapsed");
+        double cpu = of(result, "cpu");
+        figures.computeIfAbsent(result.getParams().getParam("pattern"), absent -> new LinkedHashMap<>())
+            .computeIfAbsent(means, absent -> new ArrayList<>())
+            .add(new double[] {
+              of(result, "bytes") / elapsed, of(result, "bytes") / cpu, of(result, "elapsedOfBaseline") / elapsed,
+              of(result, "cpuOfBaseline") / cpu});
       }
       System.err.println("round " + (round + 1) + " of " + rounds);
     }
-    microseconds.forEach(Main::print);
+    figures.forEach(Main::print);
   }
 
-  private static void print(String pass, Map<String, List<Double>> means) {
-    String[] words = pass.split(" ");
-    double bytes = Double.parseDouble(words[0]) * Double.parseDouble(words[1]);
-    System.out.printf("%s reads of %s bytes, %s%n", words[1], words[0],
-        words[2].equals("next") ? "one after the other" : "at random");
-    System.out.printf("  %-22s %10s %10s %8s%n", "", "GB/s", "of C", "best");
-    List<Double> baseline = means.get("cPread");
-    means.forEach((name, taken) -> System.out.printf("  %-22s %10.2f %10.2f %8.2f%n", name,
-        bytes / median(taken) / 1e3, median(ratios(baseline, taken)), least(baseline) / least(taken)));
-    System.out.printf("  %-22s %10s %10.2f %8.2f%n", "vectored / 100 reads", "",
-        median(ratios(means.get("cacheletHundredReads"), means.get("cacheletVectored"))),
-        least(means.get("cacheletHundredReads")) / least(means.get("cacheletVectored")));
+  private static double of(RunResult result, String counter) {
+    return result.getSecondaryResults().get(counter).getScore();
   }
 
-  private static List<Double> ratios(List<Double> of, List<Double> by) {
-    List<Double> ratios = new ArrayList<>();
-    for (int i = 0; i < of.size(); i++) {
-      ratios.add(of.get(i) / by.get(i));
+  private static void print(String pattern, Map<String, List<double[]>> means) {
+    String[] words = pattern.split(" ");
+    System.out.printf("reads of %s bytes, %s%n", words[0],
+        words[1].equals("next") ? "one after the other" : "at random");
+    System.out.printf("  %-20s %-16s %8s %12s %8s %8s%n", "", "compared with", "GB/s", "GB/s of CPU", "share", "by CPU");
+    means.forEach((name, rounds) -> System.out.printf("  %-20s %-16s %8.2f %12.2f %8.2f %8.2f%n", name,
+        name.equals("cacheletVectored") ? "positioned reads" : "C pread", median(rounds, 0), median(rounds, 1),
+        median(rounds, 2), median(rounds, 3)));
+  }
+
+  /** The file that Cachelet's reads go to, which the others are given too: its header, then the data. */
+  private static Path cachedFile(Path cache) throws Exception {
+    try (Stream<Path> files = Files.walk(cache)) {
+      return files.filter(each -> each.toFile().length() >= FILE_BYTES).findFirst()
+          .orElseThrow(() -> new IllegalStateException("nothing was cached in " + cache));
     }
-    return ratios;
   }
 
-  private static double least(List<Double> numbers) {
-    return numbers.stream().mapToDouble(Double::doubleValue).min().orElse(Double.NaN);
+  /** Brings the file in, as soon as it is old enough to be trusted. */
+  private static void readOnce(String sockets) throws Exception {
+    try (CacheletClient client = CacheletClient.create(new ClientOptions().socketDir(sockets))) {
+      while (true) {
+        try (CacheletObject object = client.open("file://lake/data", null, -1, null, null, 0, 0)) {
+          byte[] piece = new byte[8 << 20];
+          for (long at = 0; at < object.sizeBytes(); at += piece.length) {
+            object.read(at, piece, 0, piece.length);
+          }
+          return;
+        } catch (CacheletException e) {
+          if (!e.reason().equals("not_cacheable")) {
+            throw e;
+          }
+          Thread.sleep(100);
+        }
+      }
+    }
   }
 
-  private static double median(List<Double> numbers) {
-    double[] sorted = numbers.stream().mapToDouble(Double::doubleValue).sorted().toArray();
+  private static double median(List<double[]> rounds, int figure) {
+    double[] sorted = rounds.stream().mapToDouble(each -> each[figure]).sorted().toArray();
     int middle = sorted.length / 2;
     return sorted.length % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
   }

@@ -3,16 +3,17 @@ package io.cachelet.bench;
 import io.cachelet.client.CacheletClient;
 import io.cachelet.client.CacheletObject;
 import io.cachelet.client.ClientOptions;
-import java.io.BufferedReader;
 import java.io.IOException;
-import java.io.InputStreamReader;
-import java.io.OutputStream;
+import java.lang.management.ManagementFactory;
+import java.lang.management.ThreadMXBean;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Paths;
 import java.nio.file.StandardOpenOption;
+import java.util.Arrays;
+import java.util.Random;
 import java.util.concurrent.TimeUnit;
+import org.openjdk.jmh.annotations.AuxCounters;
 import org.openjdk.jmh.annotations.Benchmark;
 import org.openjdk.jmh.annotations.BenchmarkMode;
 import org.openjdk.jmh.annotations.Level;
@@ -27,159 +28,174 @@ import org.openjdk.jmh.annotations.TearDown;
 import org.openjdk.jmh.annotations.Warmup;
 
 /**
- * The same bytes read by different means, all from the page cache. An operation is a whole pass of many reads, so that the
- * baseline's process, which is asked once a pass, is not charged for the asking.
+ * The same bytes of one cached file, in the page cache, by different means. An operation reads them twice, by the means
+ * and by what it is compared with, a few milliseconds each: what disturbs the machine disturbs both.
  */
 @State(Scope.Thread)
 @BenchmarkMode(Mode.AverageTime)
 @OutputTimeUnit(TimeUnit.MICROSECONDS)
-@Warmup(iterations = 2, time = 500, timeUnit = TimeUnit.MILLISECONDS)
-@Measurement(iterations = 3, time = 700, timeUnit = TimeUnit.MILLISECONDS)
+@Warmup(iterations = 2, time = 1)
+@Measurement(iterations = 4, time = 1)
 public class Reads {
-  /** Ranges of a vectored read, and bytes of each: those of a Parquet reader that takes some columns. */
+  private static final int PASS_BYTES = 16 << 20;
   private static final int RANGES = 100;
+  private static final ThreadMXBean THREADS = ManagementFactory.getThreadMXBean();
 
-  /** What is read: {@code PIECE COUNT next|random}. */
-  @Param({"1048576 300 next", "65536 1000 random", "32768 1000 random", "4096 10000 random"})
-  public String pass;
+  /** What the passes took so far, in nanoseconds of the clock and of the processor, in user mode and in the kernel. */
+  @State(Scope.Thread)
+  @AuxCounters(AuxCounters.Type.EVENTS)
+  public static class Taken {
+    public long elapsed;
+    public long elapsedOfBaseline;
+    public long cpu;
+    public long cpuOfBaseline;
+    public long bytes;
+  }
+
+  private interface Pass {
+    void run() throws IOException;
+  }
+
+  /** Bytes of a read, and where it is: {@code next}, one after the other, or {@code random}. */
+  @Param({"1048576 next", "65536 random", "4096 random"})
+  public String pattern;
 
   private int piece;
-  private int count;
-  private boolean random;
-  private long pieces;
-  private long state;
-
+  private long[] positions;
   private CacheletClient client;
   private CacheletObject object;
   private FileChannel channel;
-  private Process baseline;
-  private OutputStream asked;
-  private BufferedReader answered;
+  private int descriptor;
+  private long offset;
 
   private ByteBuffer direct;
   private byte[] array;
-  private long[] positions;
+  private ByteBuffer wrapped;
+  private long[][] rangePositions;
   private int[] lengths;
   private ByteBuffer[] buffers;
 
   @Setup(Level.Trial)
   public void open() throws IOException {
-    String[] words = pass.split(" ");
-    piece = Integer.parseInt(words[0]);
-    count = Integer.parseInt(words[1]);
-    random = words[2].equals("random");
+    piece = Integer.parseInt(pattern.split(" ")[0]);
     client = CacheletClient.create(new ClientOptions().socketDir(System.getProperty("bench.socket.dir")));
     object = client.open(System.getProperty("bench.uri"), null, -1, null, null, 0, 0);
-    pieces = object.sizeBytes() / piece;
     String file = System.getProperty("bench.file");
+    offset = Long.getLong("bench.offset");
     channel = FileChannel.open(Paths.get(file), StandardOpenOption.READ);
-    baseline = new ProcessBuilder(System.getProperty("bench.pread"), file)
-        .redirectError(ProcessBuilder.Redirect.INHERIT).start();
-    asked = baseline.getOutputStream();
-    answered = new BufferedReader(new InputStreamReader(baseline.getInputStream(), StandardCharsets.US_ASCII));
+    descriptor = Baseline.open(file);
+    positions = new long[Math.max(PASS_BYTES / piece / RANGES, 1) * RANGES];
+    rangePositions = new long[positions.length / RANGES][];
     direct = ByteBuffer.allocateDirect(piece);
     array = new byte[piece];
-    positions = new long[RANGES];
+    wrapped = ByteBuffer.wrap(array);
     lengths = new int[RANGES];
+    Arrays.fill(lengths, piece);
     buffers = new ByteBuffer[RANGES];
     for (int i = 0; i < RANGES; i++) {
-      lengths[i] = piece;
       buffers[i] = ByteBuffer.allocateDirect(piece);
     }
   }
 
   @Setup(Level.Iteration)
-  public void seed() {
-    state = 0x9e3779b97f4a7c15L;
+  public void choose() {
+    Random random = new Random();
+    long pieces = object.sizeBytes() / piece;
+    for (int i = 0; i < positions.length; i++) {
+      positions[i] = (pattern.endsWith("random") ? random.nextInt((int) pieces) : i % pieces) * piece;
+    }
+    for (int i = 0; i < rangePositions.length; i++) {
+      rangePositions[i] = Arrays.copyOfRange(positions, i * RANGES, (i + 1) * RANGES);
+    }
   }
 
   @TearDown(Level.Trial)
-  public void close() throws Exception {
+  public void close() throws IOException {
     client.close();
     channel.close();
-    asked.close();
-    baseline.waitFor();
   }
 
-  /** Where the {@code i}th read of a pass begins. */
-  private long position(int i) {
-    if (!random) {
-      return i % pieces * piece;
-    }
-    state ^= state << 13;
-    state ^= state >>> 7;
-    state ^= state << 17;
-    return (state >>> 1) % pieces * piece;
+  private void compare(Taken taken, Pass baseline, Pass means) throws IOException {
+    long time = System.nanoTime();
+    long cpu = THREADS.getCurrentThreadCpuTime();
+    baseline.run();
+    long cpuBetween = THREADS.getCurrentThreadCpuTime();
+    long timeBetween = System.nanoTime();
+    means.run();
+    taken.elapsed += System.nanoTime() - timeBetween;
+    taken.cpu += THREADS.getCurrentThreadCpuTime() - cpuBetween;
+    taken.elapsedOfBaseline += timeBetween - time;
+    taken.cpuOfBaseline += cpuBetween - cpu;
+    taken.bytes += (long) positions.length * piece;
   }
 
-  private static void whole(int read, int piece) {
-    if (read != piece) {
-      throw new IllegalStateException(read + " bytes of " + piece);
-    }
-  }
-
-  @Benchmark
-  public void cPread() throws IOException {
-    asked.write((pass + " " + (state | 1L << 62) + "\n").replace("-", "").getBytes(StandardCharsets.US_ASCII));
-    asked.flush();
-    if (answered.readLine() == null) {
-      throw new IOException("the baseline has ended");
+  private static void expect(int read, int wanted) {
+    if (read != wanted) {
+      throw new IllegalStateException(read + " where " + wanted + " were to be read");
     }
   }
 
-  @Benchmark
-  public void fileChannelDirect() throws IOException {
-    for (int i = 0; i < count; i++) {
-      direct.clear();
-      whole(channel.read(direct, position(i)), piece);
+  private void cPread() {
+    expect(Baseline.read(descriptor, offset, positions, piece, direct), positions.length);
+  }
+
+  private void positionedReads() throws IOException {
+    for (int i = 0; i < positions.length; i++) {
+      ByteBuffer buffer = buffers[i % RANGES];
+      buffer.clear();
+      expect(object.read(positions[i], buffer), piece);
     }
   }
 
   @Benchmark
-  public void fileChannelArray() throws IOException {
-    ByteBuffer wrapped = ByteBuffer.wrap(array);
-    for (int i = 0; i < count; i++) {
-      wrapped.clear();
-      whole(channel.read(wrapped, position(i)), piece);
-    }
-  }
-
-  @Benchmark
-  public void cacheletDirect() throws IOException {
-    for (int i = 0; i < count; i++) {
-      direct.clear();
-      whole(object.read(position(i), direct), piece);
-    }
-  }
-
-  @Benchmark
-  public void cacheletArray() throws IOException {
-    for (int i = 0; i < count; i++) {
-      whole(object.read(position(i), array, 0, piece), piece);
-    }
-  }
-
-  /** As many reads in calls of {@link #RANGES} ranges; each into a buffer of its own, as {@link #hundredReads}. */
-  @Benchmark
-  public void cacheletVectored() throws IOException {
-    for (int i = 0; i + RANGES <= count; i += RANGES) {
-      for (int range = 0; range < RANGES; range++) {
-        positions[range] = position(i + range);
-        buffers[range].clear();
+  public void cacheletDirect(Taken taken) throws IOException {
+    compare(taken, this::cPread, () -> {
+      for (long position : positions) {
+        direct.clear();
+        expect(object.read(position, direct), piece);
       }
-      object.readVectored(positions, lengths, buffers);
-    }
+    });
   }
 
-  /** The same ranges, each by a positioned read. */
   @Benchmark
-  public void cacheletHundredReads() throws IOException {
-    for (int i = 0; i + RANGES <= count; i += RANGES) {
-      for (int range = 0; range < RANGES; range++) {
-        positions[range] = position(i + range);
-        buffers[range].clear();
-        whole(object.read(positions[range], buffers[range]), piece);
+  public void cacheletArray(Taken taken) throws IOException {
+    compare(taken, this::cPread, () -> {
+      for (long position : positions) {
+        expect(object.read(position, array, 0, piece), piece);
       }
-    }
+    });
+  }
+
+  @Benchmark
+  public void fileChannelDirect(Taken taken) throws IOException {
+    compare(taken, this::cPread, () -> {
+      for (long position : positions) {
+        direct.clear();
+        expect(channel.read(direct, offset + position), piece);
+      }
+    });
+  }
+
+  @Benchmark
+  public void fileChannelArray(Taken taken) throws IOException {
+    compare(taken, this::cPread, () -> {
+      for (long position : positions) {
+        wrapped.clear();
+        expect(channel.read(wrapped, offset + position), piece);
+      }
+    });
+  }
+
+  /** Compared with as many positioned reads into the same buffers. */
+  @Benchmark
+  public void cacheletVectored(Taken taken) throws IOException {
+    compare(taken, this::positionedReads, () -> {
+      for (long[] ranges : rangePositions) {
+        for (ByteBuffer buffer : buffers) {
+          buffer.clear();
+        }
+        object.readVectored(ranges, lengths, buffers);
+      }
+    });
   }
 }
