@@ -2,7 +2,7 @@
 # A second run finds it there. Needs Rust (rustup), Java 17, Maven, Go and Python 3.11.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-min test bench lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts \
+.PHONY: help demo demo-min test bench image lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts \
         soak fmt clean release-binaries s3-servers strace
 
 # TPC-H scale factor of the demo's data, and the seconds for each fuzz target.
@@ -13,7 +13,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
 help: ## Show this list
 	@echo "Cachelet: make <target>"
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: SF=1 (scale of the demo's data), KEEP=1 (leave the demo running), QUICK=1, CASE=inline (bench)"
 	@echo "  SECONDS_PER_TARGET=600 (soak)"
 
@@ -27,6 +27,9 @@ demo-min: release-binaries ## The same without an S3 server: a directory is the 
 test: s3-servers strace ## Run all tests, against real processes and real S3 servers
 	cargo build --workspace --bins --locked
 	cargo test --workspace --locked
+
+image: ## Build the container image, without a container engine
+	@charts/image/build
 
 bench: release-binaries ## Measure against the local file system and direct S3; writes target/bench/report.json
 	@scripts/s3-server install s3proxy
@@ -48,7 +51,7 @@ lint-dependencies:
 	scripts/dev-tool cargo-deny --locked check bans licenses sources
 
 lint-scripts:
-	scripts/dev-tool shellcheck -x scripts/* .ci/run
+	scripts/dev-tool shellcheck -x scripts/* .ci/run charts/image/build
 
 soak: ## Fuzz every decoder, SECONDS_PER_TARGET each
 	scripts/soak $(SECONDS_PER_TARGET)
