@@ -2,7 +2,7 @@
 # A second run finds it there. Needs Rust (rustup), Java 17, Maven, Go and Python 3.11.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-min test bench image lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts \
+.PHONY: help demo demo-min test test-chart bench image lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts \
         soak fmt clean release-binaries s3-servers strace
 
 # TPC-H scale factor of the demo's data, and the seconds for each fuzz target.
@@ -15,7 +15,7 @@ help: ## Show this list
 	@echo "Cachelet: make <target>"
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: SF=1 (scale of the demo's data), KEEP=1 (leave the demo running), QUICK=1, CASE=inline (bench)"
-	@echo "  SECONDS_PER_TARGET=600 (soak)"
+	@echo "  SECONDS_PER_TARGET=600 (soak), STEP=c_ (e2e-k8s: only the steps that match)"
 
 demo: release-binaries ## Read TPC-H through a two-node cluster in front of a real S3 server, and compare
 	@scripts/s3-server install s3proxy
@@ -27,6 +27,11 @@ demo-min: release-binaries ## The same without an S3 server: a directory is the 
 test: s3-servers strace ## Run all tests, against real processes and real S3 servers
 	cargo build --workspace --bins --locked
 	cargo test --workspace --locked
+	@scripts/chart-tests
+
+test-chart: ## Run the chart's tests alone
+	cargo build --locked -p cacheletd -p cachelet-locality
+	@scripts/chart-tests
 
 image: ## Build the container image, without a container engine
 	@charts/image/build
