@@ -2,8 +2,12 @@
 # A second run finds it there. Needs Rust (rustup), Java 17, Maven, Go and Python 3.11.
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help demo demo-min test test-spark test-spark-full bench bench-jvm bench-tpch jar spark lint lint-format lint-clippy \
         lint-docs lint-dependencies lint-scripts soak fmt clean release-binaries s3-servers strace
+=======
+.PHONY: help demo demo-min test test-chart bench image lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts \
+        soak fmt clean release-binaries s3-servers strace
 
 # TPC-H scale factor of the demo and of bench-tpch, the Spark of both, and the seconds for each fuzz target.
 SF ?= 1
@@ -16,10 +20,15 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
 help: ## Show this list
 	@echo "Cachelet: make <target>"
+<<<<<<< HEAD
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: SF=0.1 (scale of TPC-H), SPARK=4.1 (demo, bench-tpch), KEEP=1 (leave the demo running),"
 	@echo "  DELAY=0 (demo: the S3 server on loopback as it is), QUICK=1, CASE=inline (bench), UPDATE_DOCS=1 (bench-tpch),"
 	@echo "  SECONDS_PER_TARGET=600 (soak)"
+=======
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: SF=1 (scale of the demo's data), KEEP=1 (leave the demo running), QUICK=1, CASE=inline (bench)"
+	@echo "  SECONDS_PER_TARGET=600 (soak), STEP=c_ (e2e-k8s: only the steps that match)"
 
 demo: release-binaries jar ## Read and query TPC-H through a two-node cluster in front of a real S3 server, and compare
 	@scripts/s3-server install s3proxy
@@ -35,6 +44,14 @@ test: s3-servers strace jar spark ## Run all tests, against real processes and r
 	cargo test --workspace --locked
 	scripts/spark-unit-tests 3.5
 	scripts/spark-unit-tests 4.1
+	@scripts/chart-tests
+
+test-chart: ## Run the chart's tests alone
+	cargo build --locked -p cacheletd -p cachelet-locality
+	@scripts/chart-tests
+
+image: ## Build the container image, without a container engine
+	@charts/image/build
 
 bench: release-binaries ## Measure against the local file system and direct S3; writes target/bench/report.json
 	@scripts/s3-server install s3proxy
@@ -85,7 +102,7 @@ lint-dependencies:
 	scripts/dev-tool cargo-deny --locked check bans licenses sources
 
 lint-scripts:
-	scripts/dev-tool shellcheck -x scripts/* .ci/run
+	scripts/dev-tool shellcheck -x scripts/* .ci/run charts/image/build
 
 soak: ## Fuzz every decoder, SECONDS_PER_TARGET each
 	scripts/soak $(SECONDS_PER_TARGET)
