@@ -22,11 +22,14 @@ const READING: [&str; 6] = [
     "StreamIOStatistics",
 ];
 
+/// What each test, named by suite and method, came to, and why.
+type Tests = BTreeMap<(String, String), (String, String)>;
+
 /// What `io.cachelet.hadoop.contract.ContractRun` wrote.
 #[derive(Debug, Default)]
 struct Outcome {
-    /// By setup: suite and test, with what it came to and why.
-    tests: BTreeMap<String, BTreeMap<(String, String), (String, String)>>,
+    /// By setup.
+    tests: BTreeMap<String, Tests>,
     /// By setup and suite: bytes from Cachelet, from the origin, and grants.
     reads: BTreeMap<(String, String), [u64; 3]>,
 }

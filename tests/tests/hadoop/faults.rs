@@ -126,38 +126,93 @@ fn positioned_reads_of_many_threads_are_right_while_the_daemon_is_killed_and_sta
 }
 
 #[test]
+fn a_reader_that_is_interrupted_while_it_waits_is_told_so() {
+    let (bucket, mut cluster) = cluster();
+    bucket.put("o", &deterministic_bytes(8, 4 * MIB));
+    let mut reader = Reader::of(Hadoop::V3_4_2, &endpoint(), cluster.worker(0)).start(bucket.name());
+    reader.ask(&["open", "a", &path(&bucket, "o")]);
+    reader.ask(&["pread", "a", "0", "1000"]);
+    cluster.worker(0).process().signal(Signal::SIGSTOP);
+    let error = reader.try_ask(&["interrupted", "a", "3000000", "1000"]);
+    cluster.worker(0).process().signal(Signal::SIGCONT);
+    let error = error.expect_err("the reader was interrupted");
+    assert!(error.starts_with("java.io.InterruptedIOException"), "{error}");
+    let read = reader.ask(&["pread", "a", "3000000", "1000"]);
+    assert_eq!(read[0], sha256_hex(&deterministic_range(8, 3_000_000..3_001_000)));
+}
+
+/// A proxy before the S3 server that counts S3A's requests, and a cluster that knows the store by it.
+fn counted() -> (FaultProxy, Bucket, Cluster) {
+    let server = S3Server::shared();
+    let proxy = FaultProxy::start(server.address());
+    let cluster = Cluster::of(&server.endpoint())
+        .caller_authorization()
+        .without_service()
+        .store_config(&format!("endpoint_aliases = [\"{}\"]", proxy.address()))
+        .start();
+    (proxy, server.bucket(), cluster)
+}
+
+#[test]
 fn a_status_and_an_open_of_one_path_within_a_second_are_one_request() {
     for hadoop in Hadoop::ALL {
-        let server = S3Server::shared();
-        let proxy = FaultProxy::start(server.address());
-        let mut cluster = Cluster::of(&server.endpoint())
-            .caller_authorization()
-            .without_service()
-            .store_config(&format!("endpoint_aliases = [\"{}\"]", proxy.address()))
-            .start();
-        let bucket = server.bucket();
+        let (proxy, bucket, mut cluster) = counted();
         bucket.put("o", &deterministic_bytes(5, MIB));
         let object = path(&bucket, "o");
         let mut reader = Reader::of(hadoop, &proxy.endpoint(), cluster.worker(0)).start(bucket.name());
-        let heads = |proxy: &FaultProxy| proxy.count(&http::Method::HEAD);
-
         // The first request loads the SDK's classes.
         let _ = reader.try_ask(&["status", &path(&bucket, "missing")]);
-        let before = heads(&proxy);
+
+        let before = proxy.count(&http::Method::HEAD);
         reader.ask(&["status", &object]);
         reader.ask(&["open", "a", &object]);
         reader.ask(&["pread", "a", "0", "1000"]);
-        assert_eq!(heads(&proxy) - before, 1, "{hadoop}");
+        let heads = || proxy.count(&http::Method::HEAD) - before;
+        assert_eq!(heads(), 1, "{hadoop}");
+        reader.ask(&["open", "b", &object]);
+        assert_eq!(heads(), 2, "{hadoop}: another open asks");
         reader.ask(&["status", &object]);
+        assert_eq!(heads(), 3, "{hadoop}: a status always asks");
+        let gets = proxy.requests();
+        let gets = gets
+            .iter()
+            .filter(|request| request.method == http::Method::GET && !request.lists());
+        assert_eq!(gets.count(), 0, "{hadoop}: the daemon fetched the bytes");
+    }
+}
+
+#[test]
+fn what_may_be_stale_is_asked_for_once_and_a_replaced_object_is_read_anew() {
+    for hadoop in Hadoop::ALL {
+        let (proxy, bucket, mut cluster) = counted();
+        for key in ["o", "replaced", "_log"] {
+            bucket.put(key, &deterministic_bytes(5, MIB));
+        }
+        let mut reader = Reader::of(hadoop, &proxy.endpoint(), cluster.worker(0))
+            .setting(
+                "fs.cachelet.max.staleness",
+                &format!("s3a://{}/=10m", bucket.name()),
+            )
+            .start(bucket.name());
+        let before = proxy.count(&http::Method::HEAD);
+        let heads = || proxy.count(&http::Method::HEAD) - before;
+        for _ in 0..3 {
+            reader.ask(&["status", &path(&bucket, "o")]);
+            reader.ask(&["whole", &path(&bucket, "o")]);
+        }
+        assert_eq!(heads(), 1, "{hadoop}");
+        for _ in 0..3 {
+            reader.ask(&["status", &path(&bucket, "_log")]);
+        }
         assert_eq!(
-            heads(&proxy) - before,
-            2,
-            "{hadoop}: a status is always asked for"
+            heads(),
+            4,
+            "{hadoop}: what is overwritten by design is always asked for"
         );
-        assert_eq!(
-            proxy.count(&http::Method::GET),
-            0,
-            "{hadoop}: the daemon fetched the bytes"
-        );
+
+        reader.ask(&["status", &path(&bucket, "replaced")]);
+        bucket.put("replaced", &deterministic_bytes(6, MIB));
+        let whole = reader.ask(&["whole", &path(&bucket, "replaced")]);
+        assert_eq!(whole[0], sha256_hex(&deterministic_bytes(6, MIB)), "{hadoop}");
     }
 }

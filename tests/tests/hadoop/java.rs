@@ -227,9 +227,15 @@ impl ReaderBuilder {
         self
     }
 
-    /// Starts the JVM, and the file systems of a bucket in it.
+    /// Starts the JVM, and the file systems of an S3 bucket in it.
     #[track_caller]
     pub(crate) fn start(self, bucket: &str) -> Reader {
+        self.start_at(&format!("s3a://{bucket}/"))
+    }
+
+    /// Starts the JVM, and the file systems of a URI in it.
+    #[track_caller]
+    pub(crate) fn start_at(self, uri: &str) -> Reader {
         let dir = TestDir::new("java");
         let mut process = java(self.hadoop, &dir)
             .args(self.options)
@@ -245,7 +251,7 @@ impl ReaderBuilder {
             connection: BufReader::new(connection),
             _dir: dir,
         };
-        reader.ask(&["start", &format!("s3a://{bucket}/")]);
+        reader.ask(&["start", uri]);
         reader
     }
 }

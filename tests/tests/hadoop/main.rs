@@ -8,5 +8,6 @@
 mod contract;
 mod faults;
 mod java;
+mod oss;
 mod plain;
 mod reads;

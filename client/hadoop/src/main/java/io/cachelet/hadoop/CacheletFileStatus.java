@@ -8,8 +8,8 @@ import org.apache.hadoop.fs.s3a.S3AFileStatus;
 import org.apache.hadoop.fs.s3a.S3ALocatedFileStatus;
 
 /**
- * A listed file that says where its blocks are when it is asked, in the JVM that asks: Spark lists in executors too, and
- * plans in the driver, later and more than once.
+ * A listed file that says where its blocks are when it is asked, in the JVM that asks: Spark lists in executors too,
+ * and plans in the driver, later and more than once.
  *
  * <p>Holds what S3A's own status holds and nothing else: no file system, no locations. Equality and order are the
  * stock class's.
@@ -29,7 +29,7 @@ public final class CacheletFileStatus extends S3ALocatedFileStatus {
   }
 
   /**
-   * Where the file's blocks are now: tiles that cover it, each with hosts of this application's executors, or with none.
+   * Where the file's blocks are now: tiles that cover it, each with hosts of this application's executors, or none.
    */
   @Override
   public BlockLocation[] getBlockLocations() {

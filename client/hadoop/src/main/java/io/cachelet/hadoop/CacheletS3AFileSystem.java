@@ -42,7 +42,8 @@ import org.apache.hadoop.util.functional.RemoteIterators;
  *
  * <p>Opening a file asks S3 for its status, with the caller's own credentials, as S3A does: that proves the right to
  * read and names the generation that the stream is about. What Cachelet cannot or may not serve is read with stock S3A
- * streams: with client-provided or client-side encryption, below {@code __magic}, without a strong etag, with S3 Select.
+ * streams: with client-provided or client-side encryption, below {@code __magic}, without a strong etag, with S3
+ * Select.
  */
 public class CacheletS3AFileSystem extends S3AFileSystem {
   private static final String MAGIC = "__magic";
@@ -122,6 +123,9 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
       return super.openFileWithOptions(file, parameters);
     }
     FileStatus status = parameters.getStatus();
+    if (status != null && status.isDirectory()) {
+      return super.openFileWithOptions(file, parameters);
+    }
     S3AFileStatus given = withEtag(status);
     boolean isPlain = status == null || given != null && given.getPath().equals(path);
     if (!isPlain || !parameters.getMandatoryKeys().isEmpty()) {
@@ -148,10 +152,9 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
 
   /** Lets stock S3A complain about parameters, at no request. */
   private void checkAsStock(Path path, OpenFileParameters parameters) throws IOException {
-    FileStatus status = parameters.getStatus();
-    if (status == null) {
-      status = new S3AFileStatus(0, 0, path, getDefaultBlockSize(path), getUsername(), null, null);
-    }
+    FileStatus given = parameters.getStatus();
+    Path named = given == null ? path : given.getPath();
+    S3AFileStatus status = new S3AFileStatus(0, 0, named, getDefaultBlockSize(path), getUsername(), null, null);
     FutureIO.awaitFuture(super.openFileWithOptions(path, copyOf(parameters).withStatus(status))).close();
   }
 
@@ -188,7 +191,8 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
     if (!Generation.isStrong(status.getEtag())) {
       OnceLog.warn(
           "no_etag",
-          "objects without a strong etag, such as " + path + ", are read with stock S3A: nothing names their generation");
+          "objects without a strong etag, such as " + path + ", are read with stock S3A: nothing names their "
+              + "generation");
       ReadMetrics.fellBack("no_etag");
       return null;
     }
@@ -255,11 +259,14 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
     @Override
     public boolean pinsGeneration() {
       ChangeDetectionPolicy policy = getChangeDetectionPolicy();
-      boolean detects =
-          policy.getMode() == ChangeDetectionPolicy.Mode.Server || policy.getMode() == ChangeDetectionPolicy.Mode.Client;
-      return detects
-          && (policy.getSource() == ChangeDetectionPolicy.Source.ETag
-              || policy.getSource() == ChangeDetectionPolicy.Source.VersionId && status.getVersionId() != null);
+      switch (policy.getMode()) {
+        case Server:
+        case Client:
+          return policy.getSource() == ChangeDetectionPolicy.Source.ETag
+              || policy.getSource() == ChangeDetectionPolicy.Source.VersionId && status.getVersionId() != null;
+        default:
+          return false;
+      }
     }
 
     @Override

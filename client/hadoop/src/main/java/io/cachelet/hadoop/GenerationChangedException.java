@@ -11,10 +11,6 @@ public class GenerationChangedException extends PathIOException {
 
   GenerationChangedException(String path, String operation, String detail, Throwable cause) {
     super(path, detail, cause);
-    withOperation(operation);
-  }
-
-  private void withOperation(String operation) {
     setOperation(operation);
   }
 }

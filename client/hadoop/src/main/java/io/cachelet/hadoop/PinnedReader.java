@@ -17,9 +17,10 @@ import org.apache.hadoop.fs.statistics.StreamStatisticNames;
  * Safe for many threads; reads from Cachelet take no lock, those from the origin share one stock stream.
  *
  * <p>Invariants: all bytes are of one generation, because the object was opened as that one at the daemon and the stock
- * stream is pinned to it. Where the origin cannot pin, bytes of the cache never follow bytes of the origin, and bytes of
- * the origin follow those of the cache only after the origin was found to have the same generation still. A generation that was remembered may be exchanged for the present one before the first
- * bytes are delivered; until then one thread reads at a time. Positions at or behind the end never come here.
+ * stream is pinned to it. Where the origin cannot pin, bytes of the cache never follow bytes of the origin, and bytes
+ * of the origin follow those of the cache only if {@link Origin#verify} allows it. A generation that was remembered may
+ * be exchanged for the present one before the first bytes are delivered; until then one thread reads at a time.
+ * Positions at or behind the end never come here.
  *
  * <p>After a failure that may pass, the stream stays with the origin for {@link #PAUSE_NANOS}, so that a sequential
  * reader does not exchange requests for every read, and then asks the daemon again; after one that will not pass, such
@@ -155,8 +156,7 @@ final class PinnedReader {
         }
         checkWithin(position);
       } catch (IllegalStateException e) {
-        // A panic of the native library.
-        goToOrigin("native_failure", e, true);
+        panicked(e);
         return ORIGIN_TURN;
       }
     }
@@ -245,6 +245,11 @@ final class PinnedReader {
     }
     goToOrigin(failure.reason(), failure, !failure.isRetryable() && isAboutTheObject(failure));
     return false;
+  }
+
+  /** The native library panicked: this stream leaves it alone. */
+  void panicked(IllegalStateException failure) {
+    goToOrigin("native_failure", failure, true);
   }
 
   private static boolean isAboutTheObject(CacheletException failure) {

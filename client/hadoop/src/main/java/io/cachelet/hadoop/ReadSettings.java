@@ -34,7 +34,9 @@ final class ReadSettings {
             fromEnvironment == null || fromEnvironment.isEmpty() ? DEFAULT_SOCKET_DIR : fromEnvironment);
     nativeDir = conf.getTrimmed(SettingKeys.NATIVE_DIR);
     nativePath = conf.getTrimmed(SettingKeys.NATIVE_PATH);
-    freshness = new Freshness(conf.getTrimmed(SettingKeys.MAX_STALENESS, ""), conf.getTrimmed(SettingKeys.WRITE_ONCE, ""));
+    freshness =
+        new Freshness(
+            conf.getTrimmed(SettingKeys.MAX_STALENESS, ""), conf.getTrimmed(SettingKeys.WRITE_ONCE, ""));
     requestTimeoutMinMillis = duration(conf, SettingKeys.REQUEST_TIMEOUT_MIN, "500ms").toMillis();
     if (requestTimeoutMinMillis < 1) {
       throw bad(SettingKeys.REQUEST_TIMEOUT_MIN, conf.get(SettingKeys.REQUEST_TIMEOUT_MIN), "is too short");

@@ -120,13 +120,16 @@ final class VectoredRead {
   /** Reads the next few ranges; says whether Cachelet served them. */
   private boolean readBatch() throws IOException {
     List<ByteBuffer> buffers = new ArrayList<>();
+    boolean allocated = false;
     boolean delivered = false;
     long started = System.nanoTime();
     CacheletObject object = null;
     try {
       FileRange first = ranges.get(done);
       object = reader.open(first.getOffset(), first.getLength());
-      if (allocateBatch(buffers)) {
+      boolean direct = allocateBatch(buffers);
+      allocated = true;
+      if (direct) {
         readDirect(object, buffers);
       } else {
         readOneByOne(object, buffers);
@@ -135,6 +138,12 @@ final class VectoredRead {
       delivered = reader.mayDeliver(PinnedReader.Source.CACHE);
     } catch (CacheletException e) {
       return reader.isWorthAnotherTry(e, object);
+    } catch (IllegalStateException e) {
+      if (!allocated) {
+        throw e;
+      }
+      reader.panicked(e);
+      return false;
     } finally {
       if (!delivered && release != null) {
         buffers.forEach(release);

@@ -7,6 +7,7 @@ import static org.junit.Assert.assertTrue;
 
 import com.sun.net.httpserver.HttpExchange;
 import com.sun.net.httpserver.HttpServer;
+import io.cachelet.client.NativeLibrary;
 import java.io.FileNotFoundException;
 import java.io.IOException;
 import java.net.InetAddress;
@@ -84,8 +85,9 @@ public class CacheletOSSFileSystemTest {
   }
 
   private void list(HttpExchange exchange) throws IOException {
-    StringBuilder xml = new StringBuilder("<?xml version=\"1.0\"?><ListBucketResult><Name>lake</Name><Prefix></Prefix>");
-    xml.append("<KeyCount>").append(objects.size()).append("</KeyCount><MaxKeys>1000</MaxKeys><Delimiter>/</Delimiter><IsTruncated>false</IsTruncated>");
+    StringBuilder xml = new StringBuilder("<?xml version=\"1.0\"?><ListBucketResult><Name>lake</Name>");
+    xml.append("<Prefix></Prefix><KeyCount>").append(objects.size()).append("</KeyCount><MaxKeys>1000</MaxKeys>");
+    xml.append("<Delimiter>/</Delimiter><IsTruncated>false</IsTruncated>");
     objects.forEach(
         (key, object) ->
             xml.append("<Contents><Key>").append(key).append("</Key><Size>").append(object.length)
@@ -103,6 +105,7 @@ public class CacheletOSSFileSystemTest {
     byte[] object = new byte[2_000_003];
     new Random(1).nextBytes(object);
     objects.put("t/a", object);
+    long before = ReadMetrics.snapshot().originBytes;
     try (FSDataInputStream in = fs.open(new Path("/t/a"))) {
       byte[] all = new byte[object.length];
       in.readFully(all);
@@ -113,6 +116,9 @@ public class CacheletOSSFileSystemTest {
       assertArrayEquals(java.util.Arrays.copyOfRange(object, 1_234_567, 1_235_567), some);
       in.seek(17);
       assertEquals(object[17] & 0xff, in.read());
+    }
+    if (NativeLibrary.isAvailable()) {
+      assertTrue("our stream read", ReadMetrics.snapshot().originBytes - before >= object.length);
     }
   }
 

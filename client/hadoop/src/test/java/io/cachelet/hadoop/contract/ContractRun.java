@@ -104,6 +104,7 @@ public final class ContractRun {
         String.join(
             "\t", "suite", Setup.current.name, suite.getSimpleName(),
             Long.toString(after.localBytes + after.inlineBytes - before.localBytes - before.inlineBytes),
-            Long.toString(after.originBytes - before.originBytes), Long.toString(after.grants - before.grants), Long.toString(millis)));
+            Long.toString(after.originBytes - before.originBytes), Long.toString(after.grants - before.grants),
+            Long.toString(millis)));
   }
 }

@@ -75,6 +75,7 @@ public final class RemoteReader {
         ours = FileSystem.newInstance(URI.create(command[1]), conf);
         Configuration plain = new Configuration(conf);
         plain.set("fs.s3a.impl", "org.apache.hadoop.fs.s3a.S3AFileSystem");
+        plain.set("fs.oss.impl", "org.apache.hadoop.fs.aliyun.oss.AliyunOSSFileSystem");
         stock = FileSystem.newInstance(URI.create(command[1]), plain);
         return ours.getClass().getName();
       case "open":
@@ -82,6 +83,13 @@ public final class RemoteReader {
         return "";
       case "pread":
         return pread(streams.get(command[1]), Long.parseLong(command[2]), Integer.parseInt(command[3]));
+      case "interrupted":
+        Thread.currentThread().interrupt();
+        try {
+          return pread(streams.get(command[1]), Long.parseLong(command[2]), Integer.parseInt(command[3]));
+        } finally {
+          Thread.interrupted();
+        }
       case "read":
         return readAll(streams.get(command[1]), Integer.parseInt(command[2]));
       case "close":
@@ -107,7 +115,7 @@ public final class RemoteReader {
         }
         return listed.toString().trim();
       case "bytesread":
-        return Long.toString(FileSystem.getGlobalStorageStatistics() == null ? -1 : statistics(ours));
+        return Long.toString(statistics(ours));
       case "metrics":
         ReadMetrics metrics = ReadMetrics.snapshot();
         return String.join(
@@ -209,7 +217,7 @@ public final class RemoteReader {
     return "";
   }
 
-  /** Positioned reads of a stream by several threads; each compares with what stock S3A reads there. */
+  /** Positioned reads of a stream by several threads; each compares with what the stream gave at first. */
   private String readInThreads(String name, int threads, int reads) throws Exception {
     FSDataInputStream in = streams.get(name);
     byte[] expected = new byte[(int) in.available()];
