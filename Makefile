@@ -3,11 +3,8 @@
 
 .DEFAULT_GOAL := help
 <<<<<<< HEAD
-.PHONY: help demo demo-min test test-spark test-spark-full bench bench-jvm bench-tpch jar spark lint lint-format lint-clippy \
-        lint-docs lint-dependencies lint-scripts soak fmt clean release-binaries s3-servers strace
-=======
-.PHONY: help demo demo-min test test-chart bench image lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts \
-        soak fmt clean release-binaries s3-servers strace
+.PHONY: help demo demo-min test test-chart test-java test-spark test-spark-full bench bench-jvm bench-tpch jar image spark lint \
+        lint-format lint-clippy lint-docs lint-dependencies lint-scripts soak fmt clean release-binaries s3-servers strace
 
 # TPC-H scale factor of the demo and of bench-tpch, the Spark of both, and the seconds for each fuzz target.
 SF ?= 1
@@ -17,6 +14,8 @@ SECONDS_PER_TARGET ?= 60
 # The version of the whole repository, as Cargo.toml says it.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
+# Where Java tests find the programs that they start.
+JAVA_PROGRAMS = $(foreach name,bin bin.dir,-Dcachelet.$(name)=$(abspath $(or $(CARGO_TARGET_DIR),target)/debug))
 
 help: ## Show this list
 	@echo "Cachelet: make <target>"
@@ -42,9 +41,16 @@ demo-min: release-binaries ## The same without an S3 server: a directory is the 
 test: s3-servers strace jar spark ## Run all tests, against real processes and real S3 servers
 	cargo build --workspace --bins --locked
 	cargo test --workspace --locked
+	mvn -q -B -f client/pom.xml -pl hadoop surefire:test $(JAVA_PROGRAMS)
 	scripts/spark-unit-tests 3.5
 	scripts/spark-unit-tests 4.1
 	@scripts/chart-tests
+
+test-java: jar spark ## Run the Java tests alone
+	cargo build --workspace --bins --locked
+	mvn -q -B -f client/pom.xml -pl hadoop surefire:test $(JAVA_PROGRAMS)
+	scripts/spark-unit-tests 3.5
+	scripts/spark-unit-tests 4.1
 
 test-chart: ## Run the chart's tests alone
 	cargo build --locked -p cacheletd -p cachelet-locality
