@@ -2,8 +2,9 @@
 # A second run finds it there. Needs Rust (rustup), Java 17, Maven, Go and Python 3.11.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-min test test-spark test-spark-full bench bench-jvm bench-tpch jar spark lint lint-format lint-clippy \
-        lint-docs lint-dependencies lint-scripts soak fmt clean release-binaries s3-servers strace
+<<<<<<< HEAD
+.PHONY: help demo demo-min test test-chart test-java test-spark test-spark-full bench bench-jvm bench-tpch jar image spark lint \
+        lint-format lint-clippy lint-docs lint-dependencies lint-scripts soak fmt clean release-binaries s3-servers strace
 
 # TPC-H scale factor of the demo and of bench-tpch, the Spark of both, and the seconds for each fuzz target.
 SF ?= 1
@@ -13,13 +14,20 @@ SECONDS_PER_TARGET ?= 60
 # The version of the whole repository, as Cargo.toml says it.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
+# Where Java tests find the programs that they start.
+JAVA_PROGRAMS = $(foreach name,bin bin.dir,-Dcachelet.$(name)=$(abspath $(or $(CARGO_TARGET_DIR),target)/debug))
 
 help: ## Show this list
 	@echo "Cachelet: make <target>"
+<<<<<<< HEAD
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: SF=0.1 (scale of TPC-H), SPARK=4.1 (demo, bench-tpch), KEEP=1 (leave the demo running),"
 	@echo "  DELAY=0 (demo: the S3 server on loopback as it is), QUICK=1, CASE=inline (bench), UPDATE_DOCS=1 (bench-tpch),"
 	@echo "  SECONDS_PER_TARGET=600 (soak)"
+=======
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: SF=1 (scale of the demo's data), KEEP=1 (leave the demo running), QUICK=1, CASE=inline (bench)"
+	@echo "  SECONDS_PER_TARGET=600 (soak), STEP=c_ (e2e-k8s: only the steps that match)"
 
 demo: release-binaries jar ## Read and query TPC-H through a two-node cluster in front of a real S3 server, and compare
 	@scripts/s3-server install s3proxy
@@ -33,8 +41,23 @@ demo-min: release-binaries ## The same without an S3 server: a directory is the 
 test: s3-servers strace jar spark ## Run all tests, against real processes and real S3 servers
 	cargo build --workspace --bins --locked
 	cargo test --workspace --locked
+	mvn -q -B -f client/pom.xml -pl hadoop surefire:test $(JAVA_PROGRAMS)
 	scripts/spark-unit-tests 3.5
 	scripts/spark-unit-tests 4.1
+	@scripts/chart-tests
+
+test-java: jar spark ## Run the Java tests alone
+	cargo build --workspace --bins --locked
+	mvn -q -B -f client/pom.xml -pl hadoop surefire:test $(JAVA_PROGRAMS)
+	scripts/spark-unit-tests 3.5
+	scripts/spark-unit-tests 4.1
+
+test-chart: ## Run the chart's tests alone
+	cargo build --locked -p cacheletd -p cachelet-locality
+	@scripts/chart-tests
+
+image: ## Build the container image, without a container engine
+	@charts/image/build
 
 bench: release-binaries ## Measure against the local file system and direct S3; writes target/bench/report.json
 	@scripts/s3-server install s3proxy
@@ -85,7 +108,7 @@ lint-dependencies:
 	scripts/dev-tool cargo-deny --locked check bans licenses sources
 
 lint-scripts:
-	scripts/dev-tool shellcheck -x scripts/* .ci/run
+	scripts/dev-tool shellcheck -x scripts/* .ci/run charts/image/build
 
 soak: ## Fuzz every decoder, SECONDS_PER_TARGET each
 	scripts/soak $(SECONDS_PER_TARGET)

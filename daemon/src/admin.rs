@@ -2,8 +2,8 @@
 //!
 //! | route | answers |
 //! |---|---|
-//! | `GET /healthz` | 200 while the process runs |
-//! | `GET /readyz` | 200 when clients can be served, else 503; the body says what is missing |
+//! | `GET /healthz` | 200 while the process runs and its main pool moves, else 503; the body says what is stuck |
+//! | `GET /readyz` | 200 when clients can be served, else 503; the body says what is missing, or works less well than it could |
 //! | `GET /metrics` | OpenMetrics text |
 //! | `GET /status` | this worker as JSON: identity, cache, bytes by source, stores |
 
@@ -26,8 +26,16 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What the routes tell.
 pub trait Facts: Send + Sync + 'static {
+    /// What only a restart cures; empty: nothing.
+    fn ailments(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// What keeps clients from being served; empty: nothing.
     fn problems(&self) -> Vec<String>;
+    /// What keeps nobody from being served, but should be known; empty: nothing.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// The metrics as `OpenMetrics` text.
     fn metrics(&self) -> String;
     /// The status as JSON.
@@ -111,9 +119,16 @@ fn route<B>(request: &Request<B>, facts: &dyn Facts) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
     const JSON: &str = "application/json";
     match (request.method(), request.uri().path()) {
-        (&Method::GET | &Method::HEAD, "/healthz") => reply(StatusCode::OK, TEXT, "ok\n"),
+        (&Method::GET | &Method::HEAD, "/healthz") => match facts.ailments() {
+            ailments if ailments.is_empty() => reply(StatusCode::OK, TEXT, "ok\n"),
+            ailments => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, ailments.join("\n") + "\n"),
+        },
         (&Method::GET | &Method::HEAD, "/readyz") => match facts.problems() {
-            problems if problems.is_empty() => reply(StatusCode::OK, TEXT, "ready\n"),
+            problems if problems.is_empty() => {
+                let mut lines = vec!["ready".to_owned()];
+                lines.extend(facts.notes());
+                reply(StatusCode::OK, TEXT, lines.join("\n") + "\n")
+            }
             problems => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, problems.join("\n") + "\n"),
         },
         (&Method::GET, "/metrics") => reply(
@@ -152,9 +167,15 @@ mod tests {
     use std::sync::Mutex;
 
     #[derive(Default)]
-    struct Fake(Mutex<Vec<String>>);
+    struct Fake(Mutex<Vec<String>>, Mutex<Vec<String>>);
 
     impl Facts for Fake {
+        fn ailments(&self) -> Vec<String> {
+            self.1.lock().unwrap().clone()
+        }
+        fn notes(&self) -> Vec<String> {
+            vec!["reads come inline".to_owned()]
+        }
         fn problems(&self) -> Vec<String> {
             self.0.lock().unwrap().clone()
         }
@@ -184,7 +205,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let _admin = Admin::start(listener, facts.clone()).unwrap();
-        assert!(get(address, "GET /readyz").starts_with("HTTP/1.1 200"));
+        let answer = get(address, "GET /readyz");
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.contains("reads come inline"),
+            "{answer}"
+        );
         facts
             .0
             .lock()
@@ -198,6 +223,12 @@ mod tests {
         assert!(
             get(address, "GET /healthz").starts_with("HTTP/1.1 200"),
             "alive though not ready"
+        );
+        facts.1.lock().unwrap().push("the main pool is stuck".to_owned());
+        let answer = get(address, "GET /healthz");
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && answer.contains("the main pool is stuck"),
+            "{answer}"
         );
         assert!(get(address, "GET /status").contains("\"node\": \"n\""));
         assert!(get(address, "POST /status").starts_with("HTTP/1.1 405"));

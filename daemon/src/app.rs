@@ -3,8 +3,8 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cachelet_protocol::block::PAGE_BYTES;
@@ -29,6 +29,10 @@ use crate::store::{self, BlockStore, Event, GrantPolicy};
 const RECLAIM_EVERY: Duration = Duration::from_secs(1);
 /// How often written pages are made durable.
 const SYNC_EVERY: Duration = Duration::from_secs(5);
+/// How often the main pool shows that it moves.
+const PULSE_EVERY: Duration = Duration::from_secs(1);
+/// A main pool that did not move for this long is stuck for good: every wait on it is shorter.
+const PULSE_LOST_AFTER: Duration = Duration::from_secs(60);
 
 /// Shortest secret accepted: shorter ones can be guessed.
 const MIN_SECRET_BYTES: usize = 16;
@@ -181,6 +185,7 @@ impl App {
             registration: registration.clone(),
             started: Instant::now(),
             serving: AtomicBool::new(false),
+            pulse: Mutex::new(Instant::now()),
         });
         let reporter = config.locality.as_ref().map(|locality| {
             let source = Arc::clone(&facts);
@@ -241,6 +246,7 @@ impl App {
             tasks.spawn(reporter.run(service, background.clone()));
         }
         tasks.spawn(maintain(Arc::clone(&context), background.clone()));
+        tasks.spawn(pulse(Arc::clone(&facts), background.clone()));
         let recovering = context.store.clone();
         let recovery = tokio::task::spawn_blocking(
             move || info!(found = ?recovering.recover(), "the cache directory is accounted for"),
@@ -312,7 +318,8 @@ fn store_config(config: &Config) -> store::Config {
     }
 }
 
-fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
+/// Listens on an address of the configuration.
+pub(crate) fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
     TcpListener::bind(address).map_err(|source| BuildError::Bind { key, address, source })
 }
 
@@ -465,6 +472,17 @@ async fn maintain(context: Arc<Context>, cancel: CancellationToken) {
     }
 }
 
+/// Shows that the main pool moves.
+async fn pulse(facts: Arc<Status>, cancel: CancellationToken) {
+    let mut beat = tokio::time::interval(PULSE_EVERY);
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            _ = beat.tick() => *facts.pulse.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now(),
+        }
+    }
+}
+
 /// What the admin routes and heartbeats tell.
 #[derive(Debug)]
 struct Status {
@@ -473,6 +491,8 @@ struct Status {
     registration: grpc::Register,
     started: Instant,
     serving: AtomicBool,
+    /// When the main pool moved last.
+    pulse: Mutex<Instant>,
 }
 
 impl Status {
@@ -518,6 +538,31 @@ impl Status {
 }
 
 impl Facts for Status {
+    fn ailments(&self) -> Vec<String> {
+        let still = self
+            .pulse
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .elapsed();
+        // A drain is bounded by itself, and its end stops the pulse.
+        if still < PULSE_LOST_AFTER || self.context.is_draining() {
+            return Vec::new();
+        }
+        vec![format!(
+            "the daemon's main pool has not moved for {} s: restart it",
+            still.as_secs()
+        )]
+    }
+
+    fn notes(&self) -> Vec<String> {
+        match self.context.store.grants() {
+            store::GrantStatus::Disabled { reason } => {
+                vec![format!("no descriptors are granted, reads come inline: {reason}")]
+            }
+            store::GrantStatus::Enabled | store::GrantStatus::EnabledUnprotected => Vec::new(),
+        }
+    }
+
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.serving.load(Ordering::Acquire) {

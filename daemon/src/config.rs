@@ -85,6 +85,10 @@ pub struct CacheConfig {
     /// Most descriptors of block files the daemon keeps open; idle ones are closed first. Default: 4096.
     #[serde(default = "default_max_open_files")]
     pub max_open_files: usize,
+    /// How long to stand by, ready to take over, while another daemon holds `directory`: the one that this one replaces in a
+    /// rollout that starts the new pod first (`maxSurge`). Default: 0 s, which refuses to start at once.
+    #[serde(default, with = "humantime_serde")]
+    pub takeover_wait: Duration,
 }
 
 /// Whether descriptors are granted without the protection of a read-only mount.

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use cacheletd::app::App;
 use cacheletd::config::Config;
-use cacheletd::start;
+use cacheletd::standby::{self, Ended};
+use cacheletd::{prepare, start};
 use clap::Parser;
 use tracing::{error, info};
 
@@ -27,6 +28,9 @@ struct Arguments {
     /// Check that every configured store can be read, print one line each, and exit: 0 or 1.
     #[arg(long)]
     check_stores: bool,
+    /// Make cache.directory and local.socket_dir for a daemon of this user and group, and exit. Needs root.
+    #[arg(long, value_name = "UID:GID")]
+    prepare_directories: Option<prepare::Owner>,
     /// Print the configuration with every default filled in, and exit.
     #[arg(long)]
     dump_config: bool,
@@ -58,6 +62,12 @@ fn main() -> ExitCode {
     if arguments.check_config {
         return ExitCode::SUCCESS;
     }
+    if let Some(owner) = arguments.prepare_directories {
+        return match prepare::directories(&config, owner) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => start::refuse(1, &error),
+        };
+    }
     start::raise_descriptor_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -70,7 +80,14 @@ fn main() -> ExitCode {
 }
 
 async fn run(config: Config, ready_file: Option<&Path>) -> ExitCode {
-    let app = match App::build(config, &|name| std::env::var(name).ok()) {
+    let environment = |name: &str| std::env::var(name).ok();
+    let stop = start::termination();
+    match standby::until_free(&config, &environment, &stop).await {
+        Ok(Ended::Proceed) => {}
+        Ok(Ended::Stopped) => return ExitCode::SUCCESS,
+        Err(error) => return start::refuse(1, &error),
+    }
+    let app = match App::build(config, &environment) {
         Ok(app) => app,
         Err(error) => return start::refuse(1, &error),
     };
@@ -81,7 +98,7 @@ async fn run(config: Config, ready_file: Option<&Path>) -> ExitCode {
         Ok(addresses) => info!(?addresses, "serving"),
         Err(error) => return start::refuse(1, &error),
     }
-    match app.run(start::termination()).await {
+    match app.run(stop).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(%error, "the daemon failed");

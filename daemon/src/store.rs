@@ -47,7 +47,7 @@ mod status;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -219,6 +219,11 @@ struct Counts {
     foreign_files: u64,
     reclaimed_bytes: u64,
     hit_bytes: u64,
+}
+
+/// Whether a running daemon holds the cache directory now.
+pub fn is_held(directory: &Path) -> bool {
+    Layout::of(directory).is_locked()
 }
 
 impl BlockStore {

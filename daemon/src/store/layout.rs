@@ -116,6 +116,12 @@ impl Layout {
         Ok(layout)
     }
 
+    /// Whether a process holds the directory. A directory that cannot be looked into is held by nobody known.
+    pub(super) fn is_locked(&self) -> bool {
+        File::open(self.lock())
+            .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
     /// Takes the directory for this process, for as long as the returned file is open.
     pub(super) fn take_lock(&self, directory: &Path) -> Result<File, Error> {
         let path = self.lock();

@@ -112,7 +112,8 @@ pub(super) fn run(
         || Ok(SparkCluster::start(install, &nodes, &ground.create("spark")?)),
     )?;
     say(&format!(
-        "==> TPC-H queries {}; each of the three runs is a fresh application",
+        "==> {} of TPC-H's 22 queries ({}); each of the three runs is a fresh application",
+        settings.queries.len(),
         settings.queries.join(", ")
     ));
     let root = objects

@@ -207,6 +207,66 @@ fn read_until(stop: &AtomicBool, object: &Object, seed: u64) -> Option<Error> {
 }
 
 #[test]
+fn a_daemon_that_stands_by_is_ready_and_takes_over_the_cache_when_the_other_one_stops() {
+    let server = S3Server::shared();
+    let (bucket, proxy) = (server.bucket(), FaultProxy::start(server.address()));
+    let mut cluster = Cluster::of(&proxy.endpoint())
+        .nodes(1)
+        .cache_config("takeover_wait = \"60s\"")
+        .start();
+    let (path, stored) = put(&bucket, "kept", 6, 3 * MIB);
+    assert_eq!(sha256_through(cluster.worker(0), &path), stored.sha256);
+    let ready = cluster.dir().join("second-ready.json");
+    let mut second = Process::binary("cacheletd")
+        .arg("--config")
+        .arg(cluster.worker(0).config_file())
+        .arg("--ready-file")
+        .arg(&ready)
+        .envs(S3Server::credentials_env())
+        .start(&cluster.dir().join("logs"));
+    second.wait_for_line(DEADLINE, "standing by");
+    let log = second.log();
+    let line = log.lines().find(|line| line.contains("standing by"));
+    let admin = line
+        .and_then(|line| line.split("admin=").nth(1))
+        .and_then(|rest| rest.split_whitespace().next())
+        .expect("the line says where the admin port is");
+    let readyz = ureq::get(format!("http://{admin}/readyz")).call().unwrap();
+    let body = readyz.into_body().read_to_string().unwrap();
+    assert!(body.starts_with("ready\nstanding by"), "{body}");
+    assert!(!ready.exists(), "it serves nothing yet");
+
+    cluster.worker(0).stop();
+    second.wait_until(DEADLINE, "the second daemon serves", || ready.exists());
+    proxy.reset();
+    assert_eq!(sha256_through(cluster.worker(0), &path), stored.sha256);
+    let fetched = proxy
+        .requests()
+        .iter()
+        .filter(|request| request.range.is_some())
+        .count();
+    assert_eq!(fetched, 0, "the cache came with the directory");
+    assert!(second.terminate(DEADLINE).success());
+}
+
+#[test]
+fn a_daemon_that_stands_by_for_nothing_says_who_holds_the_directory() {
+    let server = S3Server::shared();
+    let mut cluster = Cluster::of(&server.endpoint())
+        .nodes(1)
+        .cache_config("takeover_wait = \"200ms\"")
+        .start();
+    let refused = Process::binary("cacheletd")
+        .arg("--config")
+        .arg(cluster.worker(0).config_file())
+        .envs(S3Server::credentials_env())
+        .run(DEADLINE);
+    assert_eq!(refused.code(), 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("another daemon"), "{}", refused.stderr);
+    cluster.worker(0).stop();
+}
+
+#[test]
 fn sigterm_lets_reads_under_way_end_and_leaves_a_cache_that_the_next_start_trusts() {
     let server = S3Server::shared();
     let (bucket, proxy) = (server.bucket(), FaultProxy::start(server.address()));

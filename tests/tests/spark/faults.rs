@@ -141,27 +141,44 @@ fn daemons_that_die_stop_or_return_and_a_missing_service_fail_no_task_and_change
     }
 }
 
+/// The smallest quota there is, and then a daemon that hangs before an application has read anything.
 #[test]
-fn a_cache_with_hardly_any_room_fails_no_task_and_changes_no_result() {
+fn a_cache_with_hardly_any_room_and_a_daemon_that_hangs_from_the_start_fail_no_task_and_change_no_result() {
     let root = tpch_root();
     for release in releases(Release::Spark4) {
         let proxy = Tables::counted();
         let mut cluster = Cluster::of(&proxy.endpoint())
             .nodes(2)
             .block_size("4MiB")
-            .quota("12MiB")
+            .quota("16MiB")
             .caller_authorization()
             .start();
         let mut ground = ground(release);
         ground.attach(&mut cluster);
+        println!("Spark {}", ground.spark.install().version);
         let expected = Expected::of(&mut ground, &proxy.endpoint(), &root);
         let application = application(&ground, &proxy.endpoint()).cachelet();
-        let mut session = TpchSession::start(application, &ground.application_dir());
+
+        let mut session = TpchSession::start(application.clone(), &ground.application_dir());
         session.open(&root);
-        expected.check("12 MiB of room, first", &mut session, || {});
-        expected.check("12 MiB of room, again", &mut session, || {});
+        expected.check("16 MiB of room, first", &mut session, || {});
+        expected.check("16 MiB of room, again", &mut session, || {});
         let (log, summary) = session.end();
         println!("  {summary:?}");
         assert_eq!(log.failures(), Vec::<String>::new());
+
+        cluster.worker(1).process().signal(Signal::SIGSTOP);
+        let mut session = TpchSession::start(application, &ground.application_dir());
+        session.open(&root);
+        expected.check("a daemon that hangs from the start, first", &mut session, || {});
+        expected.check("a daemon that hangs from the start, again", &mut session, || {});
+        let (log, summary) = session.end();
+        println!("  {summary:?}");
+        cluster.worker(1).process().signal(Signal::SIGCONT);
+        assert_eq!(log.failures(), Vec::<String>::new());
+        assert!(
+            summary.and_then(|summary| summary.fallbacks) > Some(0),
+            "what the hanging daemon should have served came from elsewhere"
+        );
     }
 }

@@ -1,10 +1,8 @@
 package io.cachelet.spark;
 
 import java.util.ArrayList;
-import java.util.HashMap;
 import java.util.Map;
 
-import com.codahale.metrics.MetricRegistry;
 import io.cachelet.client.CacheletException;
 import io.cachelet.client.WorkerInfo;
 import org.apache.spark.SparkEnv;
