@@ -21,6 +21,8 @@ const BLOCK_BYTES: u64 = 32 << 20;
 /// An application that takes longer hangs.
 const DEADLINE: Duration = Duration::from_mins(15);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Spark's own default: executors have one core each here, and are busy longer than the plug-in would let a task wait.
+const LOCALITY_WAIT: &str = "3s";
 /// Of file-reading tasks, once the cache is warm.
 const NODE_LOCAL_AT_LEAST: f64 = 0.95;
 
@@ -112,7 +114,8 @@ pub(super) fn run(
         || Ok(SparkCluster::start(install, &nodes, &ground.create("spark")?)),
     )?;
     say(&format!(
-        "==> {} of TPC-H's 22 queries ({}); each of the three runs is a fresh application",
+        "==> {} of TPC-H's 22 queries ({}); each of the three runs is a fresh application with \
+         spark.locality.wait.node={LOCALITY_WAIT}",
         settings.queries.len(),
         settings.queries.join(", ")
     ));
@@ -130,6 +133,7 @@ pub(super) fn run(
             let mut application = Application::new(install, spark.url(), "tpch.py")
                 .s3a(&s3.proxy.endpoint())
                 .executors(nodes.len())
+                .setting("spark.locality.wait.node", LOCALITY_WAIT)
                 .setting("spark.sql.files.maxPartitionBytes", &block_bytes);
             if name != "s3a" {
                 application = application.cachelet();
