@@ -2,7 +2,7 @@
 # A second run finds it there. Needs Rust (rustup), Java 17, Maven, Go and Python 3.11.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-min test test-chart bench image lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts \
+.PHONY: help demo demo-min test test-chart bench image e2e-k8s lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts \
         soak fmt clean release-binaries s3-servers strace
 
 # TPC-H scale factor of the demo's data, and the seconds for each fuzz target.
@@ -36,6 +36,9 @@ test-chart: ## Run the chart's tests alone
 image: ## Build the container image, without a container engine
 	@charts/image/build
 
+e2e-k8s: ## Install the chart on a real three-node cluster on this machine, and try everything (needs root)
+	@PYTHONDONTWRITEBYTECODE=1 python3 -u tests/k8s/e2e.py $(if $(filter-out 0,$(KEEP)),--keep) $(if $(STEP),--only '$(STEP)')
+
 bench: release-binaries ## Measure against the local file system and direct S3; writes target/bench/report.json
 	@scripts/s3-server install s3proxy
 	@$(BIN)/cachelet-bench $(if $(filter-out 0,$(QUICK)),--quick) $(if $(CASE),--case $(CASE))
@@ -56,7 +59,7 @@ lint-dependencies:
 	scripts/dev-tool cargo-deny --locked check bans licenses sources
 
 lint-scripts:
-	scripts/dev-tool shellcheck -x scripts/* .ci/run charts/image/build
+	scripts/dev-tool shellcheck -x scripts/* .ci/run charts/image/build tests/k8s/install-tools tests/k8s/node-init
 
 soak: ## Fuzz every decoder, SECONDS_PER_TARGET each
 	scripts/soak $(SECONDS_PER_TARGET)
