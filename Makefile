@@ -2,9 +2,8 @@
 # A second run finds it there. Needs Rust (rustup), Java 17, Maven, Go and Python 3.11.
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help demo demo-min test test-chart test-java test-spark test-spark-full bench bench-jvm bench-tpch jar image spark lint \
-        lint-format lint-clippy lint-docs lint-dependencies lint-scripts soak fmt clean release-binaries s3-servers strace
+.PHONY: help demo demo-min test test-chart test-java test-spark test-spark-full bench bench-jvm bench-tpch e2e-k8s jar image \
+        spark lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts soak fmt clean release-binaries s3-servers strace
 
 # TPC-H scale factor of the demo and of bench-tpch, the Spark of both, and the seconds for each fuzz target.
 SF ?= 1
@@ -19,14 +18,9 @@ JAVA_PROGRAMS = $(foreach name,bin bin.dir,-Dcachelet.$(name)=$(abspath $(or $(C
 
 help: ## Show this list
 	@echo "Cachelet: make <target>"
-<<<<<<< HEAD
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: SF=0.1 (scale of TPC-H), SPARK=4.1 (demo, bench-tpch), KEEP=1 (leave the demo running),"
 	@echo "  DELAY=0 (demo: the S3 server on loopback as it is), QUICK=1, CASE=inline (bench), UPDATE_DOCS=1 (bench-tpch),"
-	@echo "  SECONDS_PER_TARGET=600 (soak)"
-=======
-	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: SF=1 (scale of the demo's data), KEEP=1 (leave the demo running), QUICK=1, CASE=inline (bench)"
 	@echo "  SECONDS_PER_TARGET=600 (soak), STEP=c_ (e2e-k8s: only the steps that match)"
 
 demo: release-binaries jar ## Read and query TPC-H through a two-node cluster in front of a real S3 server, and compare
@@ -58,6 +52,9 @@ test-chart: ## Run the chart's tests alone
 
 image: ## Build the container image, without a container engine
 	@charts/image/build
+
+e2e-k8s: ## Install the chart on a real three-node cluster on this machine, and try everything (needs root)
+	@PYTHONDONTWRITEBYTECODE=1 python3 -u tests/k8s/e2e.py $(if $(filter-out 0,$(KEEP)),--keep) $(if $(STEP),--only '$(STEP)')
 
 bench: release-binaries ## Measure against the local file system and direct S3; writes target/bench/report.json
 	@scripts/s3-server install s3proxy
@@ -108,7 +105,7 @@ lint-dependencies:
 	scripts/dev-tool cargo-deny --locked check bans licenses sources
 
 lint-scripts:
-	scripts/dev-tool shellcheck -x scripts/* .ci/run charts/image/build
+	scripts/dev-tool shellcheck -x scripts/* .ci/run charts/image/build tests/k8s/install-tools tests/k8s/node-init
 
 soak: ## Fuzz every decoder, SECONDS_PER_TARGET each
 	scripts/soak $(SECONDS_PER_TARGET)
