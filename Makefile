@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-min test test-chart test-java test-spark test-spark-full bench bench-jvm bench-tpch e2e-k8s jar image \
-        spark lint lint-format lint-clippy lint-docs lint-dependencies lint-scripts soak fmt clean release-binaries s3-servers strace
+        spark lint lint-format lint-java lint-clippy lint-docs lint-dependencies lint-scripts soak fmt clean release-binaries s3-servers strace
 
 # TPC-H scale factor of the demo and of bench-tpch, the Spark of both, and the seconds for each fuzz target.
 SF ?= 1
@@ -89,10 +89,13 @@ jar: ## Build the one jar for Spark and Hadoop, with the native library: target/
 	@cp client/spark/target/cachelet-spark-$(VERSION).jar target/jars/
 	@echo target/jars/cachelet-spark-$(VERSION).jar
 
-lint: lint-format lint-clippy lint-docs lint-dependencies lint-scripts ## Check format, lints, docs, dependencies and scripts
+lint: lint-format lint-java lint-clippy lint-docs lint-dependencies lint-scripts ## Check format, lints, docs, dependencies and scripts
 
 lint-format:
 	cargo fmt --all --check
+
+lint-java:
+	mvn -q -B -f client/pom.xml spotless:check
 
 lint-clippy:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
@@ -112,6 +115,7 @@ soak: ## Fuzz every decoder, SECONDS_PER_TARGET each
 
 fmt: ## Format the code
 	cargo fmt --all
+	mvn -q -B -f client/pom.xml spotless:apply
 
 clean: ## Remove what was built here (not the cache)
 	cargo clean
