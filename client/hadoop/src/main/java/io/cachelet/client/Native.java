@@ -10,52 +10,66 @@ import java.nio.ByteBuffer;
  * are checked there too, so that no call from here can reach memory that is not its own.
  */
 final class Native {
-  private Native() {}
+    private Native() {}
 
-  /** The version that the library was built as. */
-  static native String version();
+    /** The version that the library was built as. */
+    static native String version();
 
-  /** The counters' names in the order in which {@link #clientStats} and {@link #objectStats} give them. */
-  static native String[] statNames();
+    /** The counters' names in the order in which {@link #clientStats} and {@link #objectStats} give them. */
+    static native String[] statNames();
 
-  static native long create(
-      byte[] socketDir, byte[] application, byte[] pod, byte[] podIp, long connectTimeoutMillis,
-      long requestTimeoutMillis, long maxDescriptors, long readaheadBytes, long keepClosedObjects,
-      boolean verifyReads);
+    static native long create(
+            byte[] socketDir,
+            byte[] application,
+            byte[] pod,
+            byte[] podIp,
+            long connectTimeoutMillis,
+            long requestTimeoutMillis,
+            long maxDescriptors,
+            long readaheadBytes,
+            long keepClosedObjects,
+            boolean verifyReads);
 
-  static native String[] connect(long client) throws CacheletException;
+    static native String[] connect(long client) throws CacheletException;
 
-  static native void setRequestTimeoutMillis(long client, long millis) throws CacheletException;
+    static native void setRequestTimeoutMillis(long client, long millis) throws CacheletException;
 
-  static native long[] clientStats(long client) throws CacheletException;
+    static native long[] clientStats(long client) throws CacheletException;
 
-  static native int descriptorsHeld(long client) throws CacheletException;
+    static native int descriptorsHeld(long client) throws CacheletException;
 
-  /** Origin and peer bytes. */
-  static native long[] filledBytes(long client) throws CacheletException;
+    /** Origin and peer bytes. */
+    static native long[] filledBytes(long client) throws CacheletException;
 
-  static native void closeClient(long client);
+    static native void closeClient(long client);
 
-  static native long open(
-      long client, byte[] uri, byte[] etag, long sizeBytes, byte[] versionId, byte[] fingerprint,
-      long firstOffset, long firstLength) throws CacheletException;
+    static native long open(
+            long client,
+            byte[] uri,
+            byte[] etag,
+            long sizeBytes,
+            byte[] versionId,
+            byte[] fingerprint,
+            long firstOffset,
+            long firstLength)
+            throws CacheletException;
 
-  static native long sizeBytes(long object) throws CacheletException;
+    static native long sizeBytes(long object) throws CacheletException;
 
-  static native String etag(long object) throws CacheletException;
+    static native String etag(long object) throws CacheletException;
 
-  static native int readArray(long object, long position, byte[] array, int offset, int length)
-      throws CacheletException;
+    static native int readArray(long object, long position, byte[] array, int offset, int length)
+            throws CacheletException;
 
-  static native int readDirect(long object, long position, ByteBuffer direct, int offset, int length)
-      throws CacheletException;
+    static native int readDirect(long object, long position, ByteBuffer direct, int offset, int length)
+            throws CacheletException;
 
-  static native void readVectored(
-      long object, long[] positions, int[] lengths, ByteBuffer[] direct, int[] offsets) throws CacheletException;
+    static native void readVectored(long object, long[] positions, int[] lengths, ByteBuffer[] direct, int[] offsets)
+            throws CacheletException;
 
-  static native void prefetch(long object, long position, long length) throws CacheletException;
+    static native void prefetch(long object, long position, long length) throws CacheletException;
 
-  static native long[] objectStats(long object) throws CacheletException;
+    static native long[] objectStats(long object) throws CacheletException;
 
-  static native void closeObject(long object);
+    static native void closeObject(long object);
 }

@@ -15,43 +15,43 @@ import org.apache.hadoop.fs.s3a.S3ALocatedFileStatus;
  * stock class's.
  */
 public final class CacheletFileStatus extends S3ALocatedFileStatus {
-  private static final long serialVersionUID = 1L;
+    private static final long serialVersionUID = 1L;
 
-  private CacheletFileStatus(S3AFileStatus status) {
-    super(status, null);
-  }
+    private CacheletFileStatus(S3AFileStatus status) {
+        super(status, null);
+    }
 
-  /** The status of a listed file. */
-  static CacheletFileStatus listed(S3AFileStatus status) {
-    CacheletFileStatus listed = new CacheletFileStatus(status);
-    listed.tellLocator();
-    return listed;
-  }
+    /** The status of a listed file. */
+    static CacheletFileStatus listed(S3AFileStatus status) {
+        CacheletFileStatus listed = new CacheletFileStatus(status);
+        listed.tellLocator();
+        return listed;
+    }
 
-  /**
-   * Where the file's blocks are now: tiles that cover it, each with hosts of this application's executors, or none.
-   */
-  @Override
-  public BlockLocation[] getBlockLocations() {
-    return BlockLocator.get().locate(getPath().toString(), Generation.canonical(getEtag()), getLen());
-  }
+    /**
+     * Where the file's blocks are now: tiles that cover it, each with hosts of this application's executors, or none.
+     */
+    @Override
+    public BlockLocation[] getBlockLocations() {
+        return BlockLocator.get().locate(getPath().toString(), Generation.canonical(getEtag()), getLen());
+    }
 
-  @Override
-  public boolean equals(Object other) {
-    return super.equals(other);
-  }
+    @Override
+    public boolean equals(Object other) {
+        return super.equals(other);
+    }
 
-  @Override
-  public int hashCode() {
-    return super.hashCode();
-  }
+    @Override
+    public int hashCode() {
+        return super.hashCode();
+    }
 
-  private void tellLocator() {
-    BlockLocator.get().listed(getPath().toString(), Generation.canonical(getEtag()), getLen());
-  }
+    private void tellLocator() {
+        BlockLocator.get().listed(getPath().toString(), Generation.canonical(getEtag()), getLen());
+    }
 
-  private void readObject(ObjectInputStream in) throws IOException, ClassNotFoundException {
-    in.defaultReadObject();
-    tellLocator();
-  }
+    private void readObject(ObjectInputStream in) throws IOException, ClassNotFoundException {
+        in.defaultReadObject();
+        tellLocator();
+    }
 }

@@ -7,10 +7,10 @@ import org.apache.hadoop.fs.PathIOException;
  * for that. Opening the file again reads the new one.
  */
 public class GenerationChangedException extends PathIOException {
-  private static final long serialVersionUID = 1L;
+    private static final long serialVersionUID = 1L;
 
-  GenerationChangedException(String path, String operation, String detail, Throwable cause) {
-    super(path, detail, cause);
-    setOperation(operation);
-  }
+    GenerationChangedException(String path, String operation, String detail, Throwable cause) {
+        super(path, detail, cause);
+        setOperation(operation);
+    }
 }

@@ -1,9 +1,8 @@
 package io.cachelet.hadoop;
 
+import io.cachelet.locality.BlockLocator;
 import java.io.IOException;
 import java.io.ObjectInputStream;
-
-import io.cachelet.locality.BlockLocator;
 import org.apache.hadoop.fs.BlockLocation;
 import org.apache.hadoop.fs.FileStatus;
 import org.apache.hadoop.fs.LocatedFileStatus;
@@ -13,40 +12,40 @@ import org.apache.hadoop.fs.LocatedFileStatus;
  * generation that is known.
  */
 public final class LazyFileStatus extends LocatedFileStatus {
-  private static final long serialVersionUID = 1L;
+    private static final long serialVersionUID = 1L;
 
-  private LazyFileStatus(FileStatus status) throws IOException {
-    super(status, null);
-  }
+    private LazyFileStatus(FileStatus status) throws IOException {
+        super(status, null);
+    }
 
-  /** The status of a listed file. */
-  static LazyFileStatus listed(FileStatus status) throws IOException {
-    LazyFileStatus listed = new LazyFileStatus(status);
-    listed.tellLocator();
-    return listed;
-  }
+    /** The status of a listed file. */
+    static LazyFileStatus listed(FileStatus status) throws IOException {
+        LazyFileStatus listed = new LazyFileStatus(status);
+        listed.tellLocator();
+        return listed;
+    }
 
-  @Override
-  public BlockLocation[] getBlockLocations() {
-    return BlockLocator.get().locate(getPath().toString(), null, getLen());
-  }
+    @Override
+    public BlockLocation[] getBlockLocations() {
+        return BlockLocator.get().locate(getPath().toString(), null, getLen());
+    }
 
-  @Override
-  public boolean equals(Object other) {
-    return super.equals(other);
-  }
+    @Override
+    public boolean equals(Object other) {
+        return super.equals(other);
+    }
 
-  @Override
-  public int hashCode() {
-    return super.hashCode();
-  }
+    @Override
+    public int hashCode() {
+        return super.hashCode();
+    }
 
-  private void tellLocator() {
-    BlockLocator.get().listed(getPath().toString(), null, getLen());
-  }
+    private void tellLocator() {
+        BlockLocator.get().listed(getPath().toString(), null, getLen());
+    }
 
-  private void readObject(ObjectInputStream in) throws IOException, ClassNotFoundException {
-    in.defaultReadObject();
-    tellLocator();
-  }
+    private void readObject(ObjectInputStream in) throws IOException, ClassNotFoundException {
+        in.defaultReadObject();
+        tellLocator();
+    }
 }

@@ -5,24 +5,24 @@ package io.cachelet.locality;
  * {@link #REST_NANOS}, then once, and again only if that succeeds. Not thread-safe.
  */
 final class Breaker {
-  static final int FAILURES = 3;
-  static final long REST_NANOS = 10_000_000_000L;
+    static final int FAILURES = 3;
+    static final long REST_NANOS = 10_000_000_000L;
 
-  private int failures;
-  private long lastFailureNanos;
+    private int failures;
+    private long lastFailureNanos;
 
-  boolean allows(long nowNanos) {
-    return failures < FAILURES || nowNanos - lastFailureNanos >= REST_NANOS;
-  }
+    boolean allows(long nowNanos) {
+        return failures < FAILURES || nowNanos - lastFailureNanos >= REST_NANOS;
+    }
 
-  void succeeded() {
-    failures = 0;
-  }
+    void succeeded() {
+        failures = 0;
+    }
 
-  /** Returns whether this failure is the one that opens it. */
-  boolean failed(long nowNanos) {
-    lastFailureNanos = nowNanos;
-    failures = Math.min(failures + 1, FAILURES + 1);
-    return failures == FAILURES;
-  }
+    /** Returns whether this failure is the one that opens it. */
+    boolean failed(long nowNanos) {
+        lastFailureNanos = nowNanos;
+        failures = Math.min(failures + 1, FAILURES + 1);
+        return failures == FAILURES;
+    }
 }

@@ -19,175 +19,176 @@ import java.util.TreeSet;
  * <p>Thread-safe. Readers take a {@link Snapshot} and never wait.
  */
 public final class ExecutorDirectory {
-  private static final ExecutorDirectory INSTANCE = new ExecutorDirectory();
+    private static final ExecutorDirectory INSTANCE = new ExecutorDirectory();
 
-  /** Executor ids are never used twice by an application, but 100,000 of them need not be remembered. */
-  private static final int MAX_REMOVED = 10_000;
+    /** Executor ids are never used twice by an application, but 100,000 of them need not be remembered. */
+    private static final int MAX_REMOVED = 10_000;
 
-  private final Map<String, Executor> executors = new HashMap<>();
-  private final Map<String, Boolean> removed = new LinkedHashMap<String, Boolean>() {
-    @Override
-    protected boolean removeEldestEntry(Map.Entry<String, Boolean> eldest) {
-      return size() > MAX_REMOVED;
+    private final Map<String, Executor> executors = new HashMap<>();
+    private final Map<String, Boolean> removed = new LinkedHashMap<String, Boolean>() {
+        @Override
+        protected boolean removeEldestEntry(Map.Entry<String, Boolean> eldest) {
+            return size() > MAX_REMOVED;
+        }
+    };
+    /** What the scheduler calls an executor, where that is known; it has the last word. */
+    private final Map<String, String> schedulerHosts = new HashMap<>();
+
+    private volatile Snapshot snapshot = Snapshot.EMPTY;
+    private volatile String learntService = "";
+    private volatile String configuredService = "";
+    private volatile boolean active;
+
+    ExecutorDirectory() {}
+
+    /** The directory of this JVM. */
+    public static ExecutorDirectory get() {
+        return INSTANCE;
     }
-  };
-  /** What the scheduler calls an executor, where that is known; it has the last word. */
-  private final Map<String, String> schedulerHosts = new HashMap<>();
-  private volatile Snapshot snapshot = Snapshot.EMPTY;
-  private volatile String learntService = "";
-  private volatile String configuredService = "";
-  private volatile boolean active;
 
-  ExecutorDirectory() {}
-
-  /** The directory of this JVM. */
-  public static ExecutorDirectory get() {
-    return INSTANCE;
-  }
-
-  /** Says that this JVM is a driver whose executors will register, so that listings are worth remembering. */
-  public void activate() {
-    active = true;
-  }
-
-  /** Whether executors have registered here, or are expected to. */
-  public boolean isActive() {
-    return active;
-  }
-
-  /**
-   * An executor runs. Registering again replaces what was known of it.
-   *
-   * @param executorId Spark's executor id
-   * @param host the scheduler's host string for it, byte for byte
-   * @param node the name of its node; null or empty if it has no daemon nearby or runs on a virtual node
-   */
-  public synchronized void added(String executorId, String host, String node) {
-    if (executorId == null || host == null || host.isEmpty() || removed.containsKey(executorId)) {
-      return;
+    /** Says that this JVM is a driver whose executors will register, so that listings are worth remembering. */
+    public void activate() {
+        active = true;
     }
-    active = true;
-    executors.put(executorId, new Executor(host, isRealNode(node) ? node : ""));
-    publish();
-  }
 
-  /**
-   * The scheduler's own word on an executor's host string. Where it differs from what the executor said, tasks would
-   * wait for a host that does not exist.
-   */
-  public synchronized void scheduledAs(String executorId, String host) {
-    if (executorId == null || host == null || host.isEmpty() || removed.containsKey(executorId)) {
-      return;
-    }
-    schedulerHosts.put(executorId, host);
-    publish();
-  }
-
-  /** An executor is gone for good. */
-  public synchronized void removed(String executorId) {
-    if (executorId == null) {
-      return;
-    }
-    removed.put(executorId, Boolean.TRUE);
-    executors.remove(executorId);
-    schedulerHosts.remove(executorId);
-    publish();
-  }
-
-  /** The application has ended. Another one in this JVM starts from nothing, with the same executor ids. */
-  public synchronized void clear() {
-    executors.clear();
-    schedulerHosts.clear();
-    removed.clear();
-    learntService = "";
-    configuredService = "";
-    active = false;
-    publish();
-  }
-
-  /** Where the locality service is, as a daemon said: {@code host:port} or a URL. Empty or null says nothing. */
-  public void serviceAddress(String hostPort) {
-    if (hostPort != null && !hostPort.isEmpty()) {
-      learntService = hostPort;
-    }
-  }
-
-  /** Where the locality service is, as the configuration says. It wins over what daemons say. */
-  public void configuredServiceAddress(String hostPort) {
-    configuredService = hostPort == null ? "" : hostPort;
-  }
-
-  /** Where the locality service is: {@code host:port}, a URL, or empty. */
-  public String serviceAddress() {
-    return configuredService.isEmpty() ? learntService : configuredService;
-  }
-
-  /** The nodes on which executors run, in order of their names; virtual nodes and unknown ones are left out. */
-  public List<String> nodes() {
-    return snapshot.nodes;
-  }
-
-  /** How many executors have registered, those without a known node included. */
-  public synchronized int size() {
-    return executors.size();
-  }
-
-  /** The executors at this moment. */
-  Snapshot snapshot() {
-    return snapshot;
-  }
-
-  /** All pods of a virtual node are machines of their own: being on the same one is no locality. */
-  static boolean isRealNode(String node) {
-    return node != null && !node.isEmpty() && !node.startsWith("virtual-kubelet");
-  }
-
-  private void publish() {
-    Map<String, TreeSet<String>> hosts = new TreeMap<>();
-    for (Map.Entry<String, Executor> entry : executors.entrySet()) {
-      Executor executor = entry.getValue();
-      if (!executor.node.isEmpty()) {
-        String host = schedulerHosts.getOrDefault(entry.getKey(), executor.host);
-        hosts.computeIfAbsent(executor.node, node -> new TreeSet<>()).add(host);
-      }
-    }
-    Map<String, String[]> byNode = new HashMap<>();
-    hosts.forEach((node, names) -> byNode.put(node, names.toArray(new String[0])));
-    List<String> nodes = Collections.unmodifiableList(new ArrayList<>(hosts.keySet()));
-    // The same list as before as long as its nodes are: answers are kept for as long as it stays the same object.
-    snapshot = new Snapshot(nodes.equals(snapshot.nodes) ? snapshot.nodes : nodes, byNode);
-  }
-
-  private static final class Executor {
-    final String host;
-    final String node;
-
-    Executor(String host, String node) {
-      this.host = host;
-      this.node = node;
-    }
-  }
-
-  /** The executors at one moment. Immutable. */
-  static final class Snapshot {
-    static final Snapshot EMPTY = new Snapshot(Collections.emptyList(), Collections.emptyMap());
-
-    /** Sorted. The same object in all snapshots between which the nodes did not change. */
-    final List<String> nodes;
-
-    private final Map<String, String[]> hosts;
-
-    Snapshot(List<String> nodes, Map<String, String[]> hosts) {
-      this.nodes = nodes;
-      this.hosts = hosts;
+    /** Whether executors have registered here, or are expected to. */
+    public boolean isActive() {
+        return active;
     }
 
     /**
-     * The distinct host strings of a node's executors, in a stable order; null if there are none. Not to be
-     * changed.
+     * An executor runs. Registering again replaces what was known of it.
+     *
+     * @param executorId Spark's executor id
+     * @param host the scheduler's host string for it, byte for byte
+     * @param node the name of its node; null or empty if it has no daemon nearby or runs on a virtual node
      */
-    String[] hosts(String node) {
-      return hosts.get(node);
+    public synchronized void added(String executorId, String host, String node) {
+        if (executorId == null || host == null || host.isEmpty() || removed.containsKey(executorId)) {
+            return;
+        }
+        active = true;
+        executors.put(executorId, new Executor(host, isRealNode(node) ? node : ""));
+        publish();
     }
-  }
+
+    /**
+     * The scheduler's own word on an executor's host string. Where it differs from what the executor said, tasks would
+     * wait for a host that does not exist.
+     */
+    public synchronized void scheduledAs(String executorId, String host) {
+        if (executorId == null || host == null || host.isEmpty() || removed.containsKey(executorId)) {
+            return;
+        }
+        schedulerHosts.put(executorId, host);
+        publish();
+    }
+
+    /** An executor is gone for good. */
+    public synchronized void removed(String executorId) {
+        if (executorId == null) {
+            return;
+        }
+        removed.put(executorId, Boolean.TRUE);
+        executors.remove(executorId);
+        schedulerHosts.remove(executorId);
+        publish();
+    }
+
+    /** The application has ended. Another one in this JVM starts from nothing, with the same executor ids. */
+    public synchronized void clear() {
+        executors.clear();
+        schedulerHosts.clear();
+        removed.clear();
+        learntService = "";
+        configuredService = "";
+        active = false;
+        publish();
+    }
+
+    /** Where the locality service is, as a daemon said: {@code host:port} or a URL. Empty or null says nothing. */
+    public void serviceAddress(String hostPort) {
+        if (hostPort != null && !hostPort.isEmpty()) {
+            learntService = hostPort;
+        }
+    }
+
+    /** Where the locality service is, as the configuration says. It wins over what daemons say. */
+    public void configuredServiceAddress(String hostPort) {
+        configuredService = hostPort == null ? "" : hostPort;
+    }
+
+    /** Where the locality service is: {@code host:port}, a URL, or empty. */
+    public String serviceAddress() {
+        return configuredService.isEmpty() ? learntService : configuredService;
+    }
+
+    /** The nodes on which executors run, in order of their names; virtual nodes and unknown ones are left out. */
+    public List<String> nodes() {
+        return snapshot.nodes;
+    }
+
+    /** How many executors have registered, those without a known node included. */
+    public synchronized int size() {
+        return executors.size();
+    }
+
+    /** The executors at this moment. */
+    Snapshot snapshot() {
+        return snapshot;
+    }
+
+    /** All pods of a virtual node are machines of their own: being on the same one is no locality. */
+    static boolean isRealNode(String node) {
+        return node != null && !node.isEmpty() && !node.startsWith("virtual-kubelet");
+    }
+
+    private void publish() {
+        Map<String, TreeSet<String>> hosts = new TreeMap<>();
+        for (Map.Entry<String, Executor> entry : executors.entrySet()) {
+            Executor executor = entry.getValue();
+            if (!executor.node.isEmpty()) {
+                String host = schedulerHosts.getOrDefault(entry.getKey(), executor.host);
+                hosts.computeIfAbsent(executor.node, node -> new TreeSet<>()).add(host);
+            }
+        }
+        Map<String, String[]> byNode = new HashMap<>();
+        hosts.forEach((node, names) -> byNode.put(node, names.toArray(new String[0])));
+        List<String> nodes = Collections.unmodifiableList(new ArrayList<>(hosts.keySet()));
+        // The same list as before as long as its nodes are: answers are kept for as long as it stays the same object.
+        snapshot = new Snapshot(nodes.equals(snapshot.nodes) ? snapshot.nodes : nodes, byNode);
+    }
+
+    private static final class Executor {
+        final String host;
+        final String node;
+
+        Executor(String host, String node) {
+            this.host = host;
+            this.node = node;
+        }
+    }
+
+    /** The executors at one moment. Immutable. */
+    static final class Snapshot {
+        static final Snapshot EMPTY = new Snapshot(Collections.emptyList(), Collections.emptyMap());
+
+        /** Sorted. The same object in all snapshots between which the nodes did not change. */
+        final List<String> nodes;
+
+        private final Map<String, String[]> hosts;
+
+        Snapshot(List<String> nodes, Map<String, String[]> hosts) {
+            this.nodes = nodes;
+            this.hosts = hosts;
+        }
+
+        /**
+         * The distinct host strings of a node's executors, in a stable order; null if there are none. Not to be
+         * changed.
+         */
+        String[] hosts(String node) {
+            return hosts.get(node);
+        }
+    }
 }

@@ -11,42 +11,42 @@ package io.cachelet.locality;
  * thread that got its answers does not wait again.
  */
 final class PlanBudget {
-  static final long BUDGET_NANOS = 200_000_000L;
-  static final long WINDOW_NANOS = 5_000_000_000L;
+    static final long BUDGET_NANOS = 200_000_000L;
+    static final long WINDOW_NANOS = 5_000_000_000L;
 
-  /** Waits of a thread: pairs of when it ended and how long it was, in a ring. */
-  private static final int WAITS = 64;
+    /** Waits of a thread: pairs of when it ended and how long it was, in a ring. */
+    private static final int WAITS = 64;
 
-  private final ThreadLocal<long[]> waits = ThreadLocal.withInitial(() -> new long[2 * WAITS + 1]);
+    private final ThreadLocal<long[]> waits = ThreadLocal.withInitial(() -> new long[2 * WAITS + 1]);
 
-  private final long budgetNanos;
+    private final long budgetNanos;
 
-  PlanBudget(long budgetNanos) {
-    this.budgetNanos = budgetNanos;
-  }
-
-  /** What the calling thread may still wait. */
-  long leftNanos(long nowNanos) {
-    long[] ring = waits.get();
-    long left = budgetNanos;
-    for (int i = 0; i < WAITS; i++) {
-      if (ring[2 * i + 1] > 0 && nowNanos - ring[2 * i] < WINDOW_NANOS) {
-        left -= ring[2 * i + 1];
-      }
+    PlanBudget(long budgetNanos) {
+        this.budgetNanos = budgetNanos;
     }
-    return Math.max(left, 0);
-  }
 
-  /** The calling thread has waited. */
-  void waited(long nanos, long nowNanos) {
-    long[] ring = waits.get();
-    int next = (int) ring[2 * WAITS];
-    if (ring[2 * next + 1] > 0 && nowNanos - ring[2 * next] < WINDOW_NANOS) {
-      // More waits than places: the oldest one counts for as long as the newest.
-      nanos += ring[2 * next + 1];
+    /** What the calling thread may still wait. */
+    long leftNanos(long nowNanos) {
+        long[] ring = waits.get();
+        long left = budgetNanos;
+        for (int i = 0; i < WAITS; i++) {
+            if (ring[2 * i + 1] > 0 && nowNanos - ring[2 * i] < WINDOW_NANOS) {
+                left -= ring[2 * i + 1];
+            }
+        }
+        return Math.max(left, 0);
     }
-    ring[2 * next] = nowNanos;
-    ring[2 * next + 1] = nanos;
-    ring[2 * WAITS] = (next + 1) % WAITS;
-  }
+
+    /** The calling thread has waited. */
+    void waited(long nanos, long nowNanos) {
+        long[] ring = waits.get();
+        int next = (int) ring[2 * WAITS];
+        if (ring[2 * next + 1] > 0 && nowNanos - ring[2 * next] < WINDOW_NANOS) {
+            // More waits than places: the oldest one counts for as long as the newest.
+            nanos += ring[2 * next + 1];
+        }
+        ring[2 * next] = nowNanos;
+        ring[2 * next + 1] = nanos;
+        ring[2 * WAITS] = (next + 1) % WAITS;
+    }
 }

@@ -1,8 +1,7 @@
 package io.cachelet.spark;
 
-import java.util.concurrent.atomic.AtomicBoolean;
-
 import io.cachelet.locality.Placement;
+import java.util.concurrent.atomic.AtomicBoolean;
 import org.apache.spark.deploy.k8s.KubernetesExecutorConf;
 import org.apache.spark.deploy.k8s.SparkPod;
 import org.apache.spark.deploy.k8s.features.KubernetesExecutorCustomFeatureConfigStep;
@@ -18,38 +17,38 @@ import org.slf4j.LoggerFactory;
  * throws. Where something fails, the pod stays as it was.
  */
 public final class CacheletFeatureStep implements KubernetesExecutorCustomFeatureConfigStep {
-  private static final Logger LOG = LoggerFactory.getLogger(CacheletFeatureStep.class);
-  private static final AtomicBoolean FAILED = new AtomicBoolean();
+    private static final Logger LOG = LoggerFactory.getLogger(CacheletFeatureStep.class);
+    private static final AtomicBoolean FAILED = new AtomicBoolean();
 
-  private ExecutorPod step;
+    private ExecutorPod step;
 
-  /** For Spark. */
-  public CacheletFeatureStep() {}
+    /** For Spark. */
+    public CacheletFeatureStep() {}
 
-  @Override
-  public void init(KubernetesExecutorConf conf) {
-    try {
-      step = new ExecutorPod(conf.sparkConf());
-    } catch (RuntimeException | LinkageError e) {
-      failed(e);
+    @Override
+    public void init(KubernetesExecutorConf conf) {
+        try {
+            step = new ExecutorPod(conf.sparkConf());
+        } catch (RuntimeException | LinkageError e) {
+            failed(e);
+        }
     }
-  }
 
-  @Override
-  public SparkPod configurePod(SparkPod pod) {
-    try {
-      if (step != null) {
-        step.configure(pod.pod(), pod.container(), Placement.get().nodes());
-      }
-    } catch (RuntimeException | LinkageError e) {
-      failed(e);
+    @Override
+    public SparkPod configurePod(SparkPod pod) {
+        try {
+            if (step != null) {
+                step.configure(pod.pod(), pod.container(), Placement.get().nodes());
+            }
+        } catch (RuntimeException | LinkageError e) {
+            failed(e);
+        }
+        return pod;
     }
-    return pod;
-  }
 
-  private static void failed(Throwable e) {
-    if (FAILED.compareAndSet(false, true)) {
-      LOG.warn("executor pods are left as they are, and their executors read from the origin", e);
+    private static void failed(Throwable e) {
+        if (FAILED.compareAndSet(false, true)) {
+            LOG.warn("executor pods are left as they are, and their executors read from the origin", e);
+        }
     }
-  }
 }

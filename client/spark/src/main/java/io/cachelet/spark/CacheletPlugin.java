@@ -12,16 +12,16 @@ import org.apache.spark.api.plugin.SparkPlugin;
  * collection, whose types differ between the two.
  */
 public final class CacheletPlugin implements SparkPlugin {
-  /** For Spark. */
-  public CacheletPlugin() {}
+    /** For Spark. */
+    public CacheletPlugin() {}
 
-  @Override
-  public DriverPlugin driverPlugin() {
-    return new DriverSide();
-  }
+    @Override
+    public DriverPlugin driverPlugin() {
+        return new DriverSide();
+    }
 
-  @Override
-  public ExecutorPlugin executorPlugin() {
-    return new ExecutorSide();
-  }
+    @Override
+    public ExecutorPlugin executorPlugin() {
+        return new ExecutorSide();
+    }
 }
