@@ -118,7 +118,10 @@ def main():
     spark = SparkSession.builder.getOrCreate()
     try:
         results = {step["name"]: run(spark, step, arguments.out) for step in steps}
-        pathlib.Path(arguments.out).write_text(json.dumps(results, indent=2), encoding="utf-8")
+        # Who waits for the file finds all of it.
+        partial = pathlib.Path(f"{arguments.out}.partial")
+        partial.write_text(json.dumps(results, indent=2), encoding="utf-8")
+        os.replace(partial, arguments.out)
     finally:
         spark.stop()
 
