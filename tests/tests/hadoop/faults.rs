@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use cachelet_tests::{
-    Bucket, Cluster, FaultProxy, S3Server, deterministic_bytes, deterministic_range, sha256_hex,
+    Bucket, Cluster, FaultProxy, S3Server, deterministic_bytes, deterministic_range, sha256_hex, wait_until,
 };
 use nix::sys::signal::Signal;
 
 use crate::java::{Hadoop, Reader, endpoint};
 
 const MIB: u64 = 1 << 20;
+/// How long a daemon that starts may take to serve again.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn cluster() -> (Bucket, Cluster) {
     let server = S3Server::shared();
@@ -109,19 +111,22 @@ fn positioned_reads_of_many_threads_are_right_while_the_daemon_is_killed_and_sta
         bucket.put("o", &deterministic_bytes(4, size));
         let mut reader = Reader::of(hadoop, &endpoint(), cluster.worker(0)).start(bucket.name());
         reader.ask(&["open", "a", &path(&bucket, "o")]);
+        let threads = ["threads", "a", "8", "50"];
         for _ in 0..3 {
             cluster.worker(0).kill();
+            reader.ask(&threads);
             std::thread::scope(|scope| {
                 let restart = scope.spawn(|| cluster.worker(0).start());
-                reader.ask(&["threads", "a", "8", "200"]);
+                reader.ask(&threads);
                 restart.join().expect("the daemon starts again");
             });
         }
         let metrics = reader.metrics();
-        assert!(
-            metrics.origin_bytes > 0 && metrics.cached_bytes > 0,
-            "{hadoop}: {metrics:?}"
-        );
+        assert!(metrics.origin_bytes > 0, "{hadoop}: {metrics:?}");
+        wait_until(PATIENCE, "the daemon that started again serves", || {
+            reader.ask(&threads);
+            reader.metrics().cached_bytes > 0
+        });
     }
 }
 
