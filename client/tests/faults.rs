@@ -11,68 +11,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use cachelet_client::{Client, Error, Object, OpenRequest, Options, Target};
+use cachelet_client::{Client, Error, Options, Target};
 use cachelet_protocol::block::{BlockIndex, PageSet};
-use cachelet_protocol::ids::{FileId, ObjectPath};
+use cachelet_protocol::ids::FileId;
 use cachelet_protocol::wire::{
-    self, Code, FLAG_DESCRIPTOR, FOLLOWS_DATA, FrameKind, GrantStatus, Granted, Message, Opened, Ready, Role,
+    self, Code, FLAG_DESCRIPTOR, FOLLOWS_DATA, FrameKind, GrantStatus, Message, Opened, Ready, Role,
 };
-use fake::{Answer, CRC_OFFSET, DATA_OFFSET, FakeDaemon, failed, pattern};
+use fake::scene::{PATH, any_file, first_fill, granted, path, read, request, with_object};
+use fake::{Answer, DATA_OFFSET, FakeDaemon, failed, pattern};
 
 const MIB: u64 = 1 << 20;
-const PATH: &str = "s3://lake/table/part-0.parquet";
-
-fn request() -> OpenRequest {
-    OpenRequest::new(PATH.parse().unwrap())
-}
-
-fn path() -> ObjectPath {
-    PATH.parse().unwrap()
-}
-
-fn with_object(length: u64) -> (FakeDaemon, Vec<u8>) {
-    let daemon = FakeDaemon::start();
-    let bytes = pattern(1, length as usize);
-    daemon.model().put(PATH, "etag-1", bytes.clone());
-    (daemon, bytes)
-}
-
-fn read(object: &Object, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
-    let mut buf = vec![0; length];
-    object.read_exact_at(&mut buf, offset).map(|()| buf)
-}
-
-/// Answers the first fill with `answer` and the others well.
-fn first_fill(
-    daemon: &FakeDaemon,
-    mut answer: impl FnMut(&mut fake::Replier, u32, &wire::Fill) -> Answer + Send + 'static,
-) {
-    let mut left = 1;
-    daemon.hook(move |replier, request, message| match message {
-        Message::Fill(fill) if left > 0 => {
-            left -= 1;
-            answer(replier, request, fill)
-        }
-        _ => Answer::Good,
-    });
-}
-
-fn any_file() -> std::fs::File {
-    tempfile::tempfile().unwrap()
-}
-
-/// A good grant of block 0 but for what the test changes.
-fn granted(handle: cachelet_protocol::ids::Handle, length: u64) -> Granted {
-    Granted {
-        handle,
-        block: BlockIndex(0),
-        file_id: FileId(77),
-        data_offset: DATA_OFFSET,
-        crc_offset: CRC_OFFSET,
-        length,
-        present: PageSet::all(length),
-    }
-}
 
 #[test]
 fn surplus_and_missing_descriptors_turn_the_client_inline() {
