@@ -189,6 +189,32 @@ fn a_status_and_an_open_of_one_path_within_a_second_are_one_request() {
 }
 
 #[test]
+fn a_task_asks_for_a_file_once_a_second() {
+    for hadoop in Hadoop::ALL {
+        let (proxy, bucket, mut cluster) = counted();
+        for key in ["o", "_log"] {
+            bucket.put(key, &deterministic_bytes(5, MIB));
+        }
+        let mut reader = Reader::of(hadoop, &proxy.endpoint(), cluster.worker(0))
+            .patient()
+            .start(bucket.name());
+        let mut heads = |command: &[&str], key: &str| {
+            let before = proxy.count(&http::Method::HEAD);
+            reader.ask(&[command, &[&path(&bucket, key), "5"]].concat());
+            proxy.count(&http::Method::HEAD) - before
+        };
+        assert_eq!(heads(&["openclose"], "o"), 5, "{hadoop}: outside of a task");
+        assert_eq!(heads(&["task", "openclose"], "o"), 1, "{hadoop}");
+        assert_eq!(heads(&["task", "openclose"], "o"), 1, "{hadoop}: another task");
+        assert_eq!(
+            heads(&["task", "openclose"], "_log"),
+            5,
+            "{hadoop}: what is overwritten by design"
+        );
+    }
+}
+
+#[test]
 fn what_may_be_stale_is_asked_for_once_and_a_replaced_object_is_read_anew() {
     for hadoop in Hadoop::ALL {
         let (proxy, bucket, mut cluster) = counted();

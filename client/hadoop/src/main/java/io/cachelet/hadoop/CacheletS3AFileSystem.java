@@ -346,7 +346,7 @@ public class CacheletS3AFileSystem extends S3AFileSystem {
         if (forOpen) {
             remembered.rememberForOpen(path, status, changes, now, System.nanoTime());
         } else {
-            remembered.remember(path, status, changes, now);
+            remembered.rememberOpened(path, status, changes, now, System.nanoTime());
         }
         return status;
     }

@@ -56,7 +56,7 @@ final class Freshness {
 
     /** How old an answer about {@code path} may be, in nanoseconds; 0: it must be asked for. */
     long maxAgeNanos(Path path) {
-        if (isStrict() || changesByDesign(path.toUri().getPath())) {
+        if (isStrict() || changesByDesign(path)) {
             return 0;
         }
         String uri = path.toString();
@@ -74,8 +74,8 @@ final class Freshness {
     }
 
     /** Whether a path has a part whose files are overwritten, or polled for, in the ordinary course of things. */
-    private static boolean changesByDesign(String path) {
-        for (String part : path.split("/")) {
+    static boolean changesByDesign(Path path) {
+        for (String part : path.toUri().getPath().split("/")) {
             if (part.isEmpty()) {
                 continue;
             }

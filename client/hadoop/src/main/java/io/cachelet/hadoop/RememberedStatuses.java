@@ -10,15 +10,15 @@ import org.apache.hadoop.fs.Path;
 
 /**
  * What one file system was told about files by the origin, for as long as that may be believed: one second by the
- * thread that asked for a status and then opens the file, once; and as the user's {@link Freshness} says by everybody.
- * Bounded. Safe for many threads.
+ * thread that asked for a status and then opens the file, once; one second by the {@link TaskScope task} that asked, as
+ * often as it asks; and as the user's {@link Freshness} says by everybody. Bounded. Safe for many threads.
  *
  * <p>Only files are remembered, never directories or absence. What this file system changes is forgotten, before and
  * after; an answer that was under way meanwhile is not taken. A path that it writes is never remembered again, because
  * the moment at which the written file appears is not seen from here.
  */
 final class RememberedStatuses<S extends FileStatus> {
-    private static final long OPEN_NANOS = 1_000_000_000L;
+    private static final long BELIEVED_NANOS = 1_000_000_000L;
     private static final long NOBODY = -1;
     private static final int MOST_STATUSES = 10_000;
     private static final int MOST_WRITTEN = 16_384;
@@ -52,16 +52,29 @@ final class RememberedStatuses<S extends FileStatus> {
      */
     void remember(Path path, S status, long changesBefore, long asked) {
         if (freshness.maxAgeNanos(path) > 0) {
-            remember(path, changesBefore, new Known<>(status, asked, asked, NOBODY));
+            remember(path, changesBefore, new Known<>(status, asked, asked, NOBODY, TaskScope.NONE));
         }
     }
 
     /** As the other, of a status that this thread asked for by itself, and may open the file with once. */
     void rememberForOpen(Path path, S status, long changesBefore, long asked, long answered) {
-        remember(
-                path,
-                changesBefore,
-                new Known<>(status, asked, answered, Thread.currentThread().getId()));
+        long thread = Thread.currentThread().getId();
+        remember(path, changesBefore, new Known<>(status, asked, answered, thread, taskFor(path)));
+    }
+
+    /** As the other, of a status that this thread asked for in order to open the file: it serves its task alone. */
+    void rememberOpened(Path path, S status, long changesBefore, long asked, long answered) {
+        long task = taskFor(path);
+        if (task != TaskScope.NONE) {
+            remember(path, changesBefore, new Known<>(status, asked, answered, NOBODY, task));
+        } else {
+            remember(path, status, changesBefore, asked);
+        }
+    }
+
+    /** The task that may go on believing what it is told about a path. */
+    private static long taskFor(Path path) {
+        return Freshness.changesByDesign(path) ? TaskScope.NONE : TaskScope.current();
     }
 
     private synchronized void remember(Path path, long changesBefore, Known<S> known) {
@@ -72,16 +85,14 @@ final class RememberedStatuses<S extends FileStatus> {
 
     /** What may be given to somebody who asks for the status now; null: ask the origin. */
     S forStatus(Path path, long now) {
-        if (freshness.isStrict()) {
-            return null;
-        }
-        long maxAge = freshness.maxAgeNanos(path);
-        if (maxAge == 0) {
+        long task = TaskScope.current();
+        long maxAge = freshness.isStrict() ? 0 : freshness.maxAgeNanos(path);
+        if (task == TaskScope.NONE && maxAge == 0) {
             return null;
         }
         synchronized (this) {
             Known<S> entry = entries.get(path);
-            return entry != null && now - entry.asked < maxAge ? entry.status : null;
+            return entry != null && (now - entry.asked < maxAge || entry.serves(task, now)) ? entry.status : null;
         }
     }
 
@@ -97,7 +108,7 @@ final class RememberedStatuses<S extends FileStatus> {
                 return null;
             }
             entry.thread = NOBODY;
-            return now - entry.answered < OPEN_NANOS ? entry.status : null;
+            return entry.isRecent(now) ? entry.status : null;
         }
     }
 
@@ -145,14 +156,25 @@ final class RememberedStatuses<S extends FileStatus> {
         final S status;
         final long asked;
         final long answered;
+        /** The task that asked. */
+        final long task;
         /** Who may open the file with it; {@link #NOBODY} once that was done. */
         long thread;
 
-        Known(S status, long asked, long answered, long thread) {
+        Known(S status, long asked, long answered, long thread, long task) {
             this.status = status;
             this.asked = asked;
             this.answered = answered;
             this.thread = thread;
+            this.task = task;
+        }
+
+        boolean isRecent(long now) {
+            return now - answered < BELIEVED_NANOS;
+        }
+
+        boolean serves(long someTask, long now) {
+            return someTask != TaskScope.NONE && someTask == task && isRecent(now);
         }
     }
 }

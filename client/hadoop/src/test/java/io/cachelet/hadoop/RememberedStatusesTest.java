@@ -40,6 +40,58 @@ public class RememberedStatusesTest {
     }
 
     @Test
+    public void aTaskBelievesWhatItWasToldForASecondAndNoOtherTaskDoes() {
+        TaskScope.begin();
+        try {
+            strict.rememberForOpen(PATH, file, 0, 0, 10);
+            for (int i = 0; i < 3; i++) {
+                assertSame(file, strict.forOpen(PATH, SECOND + 9));
+                assertSame(file, strict.forStatus(PATH, SECOND + 9));
+            }
+            assertNull(strict.forStatus(PATH, SECOND + 10));
+            assertNull(CompletableFuture.supplyAsync(() -> strict.forStatus(PATH, 11))
+                    .join());
+            TaskScope.begin();
+            assertNull("the next task on this thread", strict.forStatus(PATH, 11));
+        } finally {
+            TaskScope.end();
+        }
+        assertNull("after the last task", strict.forStatus(PATH, 11));
+    }
+
+    @Test
+    public void whatAnOpenAskedForServesItsTaskUntilSomethingChanges() {
+        TaskScope.begin();
+        try {
+            strict.rememberOpened(PATH, file, 0, 0, 0);
+            assertSame(file, strict.forStatus(PATH, 1));
+            assertSame(file, strict.forOpen(PATH, 1));
+            strict.changed(PATH);
+            assertNull(strict.forStatus(PATH, 1));
+        } finally {
+            TaskScope.end();
+        }
+        strict.rememberOpened(PATH, file, strict.changesSoFar(), 0, 0);
+        assertNull(strict.forOpen(PATH, 1));
+    }
+
+    @Test
+    public void aTaskAlwaysAsksForNamesThatAreOverwrittenByDesign() {
+        Path log = new Path("s3a://lake/t/_delta_log/_last_checkpoint");
+        TaskScope.begin();
+        try {
+            strict.rememberForOpen(log, file, 0, 0, 0);
+            assertNull(strict.forStatus(log, 1));
+            assertSame(file, strict.forOpen(log, 1));
+            assertNull(strict.forOpen(log, 1));
+            strict.rememberOpened(log, file, 0, 0, 0);
+            assertNull(strict.forStatus(log, 1));
+        } finally {
+            TaskScope.end();
+        }
+    }
+
+    @Test
     public void anotherThreadsOpenAsksForItself() {
         strict.rememberForOpen(PATH, file, 0, 0, 0);
         assertNull(CompletableFuture.supplyAsync(() -> strict.forOpen(PATH, 1)).join());

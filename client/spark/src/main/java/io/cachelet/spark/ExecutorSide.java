@@ -2,6 +2,7 @@ package io.cachelet.spark;
 
 import io.cachelet.client.CacheletException;
 import io.cachelet.client.WorkerInfo;
+import io.cachelet.hadoop.TaskScope;
 import java.util.ArrayList;
 import java.util.Map;
 import org.apache.spark.SparkEnv;
@@ -50,8 +51,11 @@ final class ExecutorSide implements ExecutorPlugin {
         }
     }
 
+    // Spark calls these three on the task's thread.
+
     @Override
     public void onTaskStart() {
+        TaskScope.begin();
         if (reporter != null) {
             reporter.taskStarted();
         }
@@ -59,6 +63,7 @@ final class ExecutorSide implements ExecutorPlugin {
 
     @Override
     public void onTaskSucceeded() {
+        TaskScope.end();
         if (reporter != null) {
             reporter.taskEnded(true);
         }
@@ -66,6 +71,7 @@ final class ExecutorSide implements ExecutorPlugin {
 
     @Override
     public void onTaskFailed(TaskFailedReason reason) {
+        TaskScope.end();
         if (reporter != null) {
             reporter.taskEnded(false);
         }

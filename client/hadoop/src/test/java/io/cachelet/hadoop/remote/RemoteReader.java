@@ -1,6 +1,7 @@
 package io.cachelet.hadoop.remote;
 
 import io.cachelet.hadoop.ReadMetrics;
+import io.cachelet.hadoop.TaskScope;
 import java.io.BufferedReader;
 import java.io.File;
 import java.io.IOException;
@@ -28,6 +29,7 @@ import org.apache.hadoop.fs.Path;
  *
  * <p>Listens on a port of loopback, which its first line of output names. Takes one command a line, fields separated by
  * tabs, and answers each with one line: {@code ok} and results, or {@code error}, the exception's class and message.
+ * {@code task} before a command makes it one of a task.
  * Arguments: settings as {@code key=value}.
  */
 public final class RemoteReader {
@@ -103,6 +105,13 @@ public final class RemoteReader {
                 return compare(new Path(command[1]));
             case "openclose":
                 return openAndClose(new Path(command[1]), Integer.parseInt(command[2]));
+            case "task":
+                TaskScope.begin();
+                try {
+                    return run(Arrays.copyOfRange(command, 1, command.length));
+                } finally {
+                    TaskScope.end();
+                }
             case "threads":
                 return readInThreads(command[1], Integer.parseInt(command[2]), Integer.parseInt(command[3]));
             case "status":
