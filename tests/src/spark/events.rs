@@ -98,6 +98,13 @@ impl EventLog {
         }
     }
 
+    /// The same without the tasks of a job group.
+    #[must_use]
+    pub fn without(mut self, group: &str) -> Self {
+        self.tasks.retain(|task| task.group.as_deref() != Some(group));
+        self
+    }
+
     /// The tasks that read files and succeeded; of one job group, or of all.
     pub fn scans<'a>(&'a self, group: Option<&'a str>) -> impl Iterator<Item = &'a Task> {
         self.tasks.iter().filter(move |task| {
@@ -230,6 +237,7 @@ mod tests {
         assert_eq!(log.input_bytes(None), 30);
         assert_eq!(log.failures().len(), 1);
         assert!((log.seconds(None) - 2.0).abs() < f64::EPSILON);
+        assert_eq!(log.without("q01").tasks.len(), 1);
     }
 
     #[test]
