@@ -2,13 +2,15 @@
 
     reads.py --steps <file.json> --out <file.json>
 
-A step: {"name", "format": "parquet|orc|csv|json|text|rdd", "path", "options": {}, "wait_for": <file>, "executors": <n>}.
+A step: {"name", "format": "parquet|orc|csv|json|text|rdd|table", "path", "options": {}, "wait_for": <file>, "executors": <n>}.
 Its jobs carry its name as their group in the event log. The result, by step: {"rows", "hash" (of all columns of all
 rows, in no order), "seconds", "preferred_hosts": [hosts of each partition], "files"}.
 
 `rdd` reads lines through SparkContext.textFile (HadoopRDD). With `wait_for` the step begins when that file is there,
 and a file <out>.<name>.waiting says that it waits; then, with `executors`, when so many are registered. Steps with the
 same `table` share one relation, which is listed once.
+
+The path of a `table` is its name in a catalog. A step {"name", "sql": [statements]} runs these.
 
 `settings` of a step are set before it, and stay. With {"write": "parquet|...", "rows": <n>, "files": <n>, "path": <uri>,
 "partition_by": [columns]} a step writes generated rows instead, in so many files (one a partition directory).
@@ -56,6 +58,8 @@ def preferred_hosts(rdd):
 def relation(spark, step):
     """The table of a step; with a name ("table") it is listed once for all steps that say so."""
     name = step.get("table")
+    if step["format"] == "table":
+        return spark.table(step["path"])
     if name is None or name not in relations:
         loaded = spark.read.format(step["format"]).options(**step.get("options", {})).load(step["path"])
         if name is None:
@@ -106,6 +110,10 @@ def run(spark, step, out):
     spark.sparkContext.setJobGroup(step["name"], step["name"])
     for key, value in step.get("settings", {}).items():
         spark.conf.set(key, value)
+    if "sql" in step:
+        for statement in step["sql"]:
+            spark.sql(statement)
+        return {}
     return write(spark, step) if "write" in step else read(spark, step)
 
 

@@ -409,6 +409,7 @@ mod tests {
             python: "python".into(),
             spark_home: "spark".into(),
             s3a_jars: Vec::new(),
+            table_jars: Vec::new(),
         };
         SparkRuns::new(
             &install,

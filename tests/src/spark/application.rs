@@ -129,6 +129,24 @@ impl Application {
         ])
     }
 
+    /// Iceberg as catalog `lake` of Hadoop's kind, which keeps its tables below `warehouse`, and Delta.
+    pub fn table_formats(mut self, warehouse: &str) -> Self {
+        self.jars.extend(self.install.table_jars.iter().cloned());
+        self.settings([
+            (
+                "spark.sql.extensions",
+                "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions,io.delta.sql.DeltaSparkSessionExtension",
+            ),
+            ("spark.sql.catalog.lake", "org.apache.iceberg.spark.SparkCatalog"),
+            ("spark.sql.catalog.lake.type", "hadoop"),
+            ("spark.sql.catalog.lake.warehouse", warehouse),
+            (
+                "spark.sql.catalog.spark_catalog",
+                "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+            ),
+        ])
+    }
+
     /// What a user adds for Cachelet, beside [`Application::s3a`]: the jar and two settings.
     pub fn cachelet(mut self) -> Self {
         self.jars.push(cachelet_jar());

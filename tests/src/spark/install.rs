@@ -47,6 +47,8 @@ pub struct SparkInstall {
     pub spark_home: PathBuf,
     /// hadoop-aws, the AWS SDK and what they need.
     pub s3a_jars: Vec<PathBuf>,
+    /// Iceberg and Delta; none with [`Release::Spark4`].
+    pub table_jars: Vec<PathBuf>,
 }
 
 impl SparkInstall {

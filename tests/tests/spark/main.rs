@@ -7,6 +7,7 @@
 #![cfg(test)]
 
 mod faults;
+mod formats;
 mod harness;
 mod locality;
 mod support;
