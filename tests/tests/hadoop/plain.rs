@@ -81,3 +81,41 @@ fn switched_off_it_is_stock_s3a() {
     let reader = Reader::alone(Hadoop::V3_4_2, &endpoint()).setting("fs.cachelet.enabled", "false");
     is_plain_s3a_with_one_line(&S3Server::shared().bucket(), reader, "fs.cachelet.enabled=false");
 }
+
+/// The server may ignore the key that comes with each request; the daemon must never be asked.
+#[test]
+fn what_is_encrypted_with_the_clients_own_key_is_left_to_s3a() {
+    for hadoop in Hadoop::ALL {
+        let mut cluster = with_daemon();
+        let reader = Reader::of(hadoop, &endpoint(), cluster.worker(0))
+            .setting("fs.s3a.encryption.algorithm", "SSE-C")
+            .setting(
+                "fs.s3a.encryption.key",
+                "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
+            );
+        is_plain_s3a_with_one_line(&S3Server::shared().bucket(), reader, "SSE-C");
+    }
+}
+
+#[test]
+fn files_of_the_magic_committer_are_left_to_s3a() {
+    for hadoop in Hadoop::ALL {
+        let mut cluster = with_daemon();
+        let bucket = S3Server::shared().bucket();
+        let mut reader = Reader::of(hadoop, &endpoint(), cluster.worker(0)).start(bucket.name());
+        for (key, cached) in [("t/__magic/job/task/part", 0), ("t/magic/part", SIZE)] {
+            bucket.put(key, &deterministic_bytes(3, SIZE));
+            let before = reader.metrics().cached_bytes;
+            let whole = reader.ask(&["whole", &format!("s3a://{}/{key}", bucket.name())]);
+            assert_eq!(whole[0], sha256_hex(&deterministic_bytes(3, SIZE)));
+            assert_eq!(reader.metrics().cached_bytes - before, cached, "{hadoop}: {key}");
+        }
+    }
+}
+
+fn with_daemon() -> Cluster {
+    Cluster::of(&endpoint())
+        .caller_authorization()
+        .without_service()
+        .start()
+}
