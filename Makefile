@@ -53,7 +53,7 @@ test-chart: ## Run the chart's tests alone
 image: ## Build the container image, without a container engine
 	@charts/image/build
 
-e2e-k8s: ## Install the chart on a real three-node cluster on this machine, and try everything (needs root)
+e2e-k8s: jar ## Install the chart on a real three-node cluster on this machine, and try everything (needs root)
 	@PYTHONDONTWRITEBYTECODE=1 python3 -u tests/k8s/e2e.py $(if $(filter-out 0,$(KEEP)),--keep) $(if $(STEP),--only '$(STEP)')
 
 bench: release-binaries ## Measure against the local file system and direct S3; writes target/bench/report.json
@@ -108,7 +108,8 @@ lint-dependencies:
 	scripts/dev-tool cargo-deny --locked check bans licenses sources
 
 lint-scripts:
-	scripts/dev-tool shellcheck -x scripts/* .ci/run charts/image/build tests/k8s/install-tools tests/k8s/node-init
+	scripts/dev-tool shellcheck -x scripts/* .ci/run charts/image/build tests/k8s/install-tools tests/k8s/node-init \
+	    tests/k8s/spark-image tests/k8s/spark-entrypoint
 
 soak: ## Fuzz every decoder, SECONDS_PER_TARGET each
 	scripts/soak $(SECONDS_PER_TARGET)
