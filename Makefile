@@ -5,7 +5,7 @@
 .PHONY: help demo demo-min test test-chart test-java test-spark test-spark-full bench bench-jvm bench-tpch e2e-k8s jar image \
         spark lint lint-format lint-java lint-clippy lint-docs lint-dependencies lint-scripts soak fmt clean release-binaries s3-servers strace
 
-# TPC-H scale factor of the demo and of bench-tpch, the Spark of both, and the seconds for each fuzz target.
+# TPC-H scale factor of the demo and of bench-tpch, the Spark of both and of e2e-k8s, and the seconds for each fuzz target.
 SF ?= 1
 SPARK ?= 3.5
 SECONDS_PER_TARGET ?= 60
@@ -19,7 +19,7 @@ JAVA_PROGRAMS = $(foreach name,bin bin.dir,-Dcachelet.$(name)=$(abspath $(or $(C
 help: ## Show this list
 	@echo "Cachelet: make <target>"
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: SF=0.1 (scale of TPC-H), SPARK=4.1 (demo, bench-tpch), KEEP=1 (leave the demo running),"
+	@echo "Variables: SF=0.1 (scale of TPC-H), SPARK=4.1 (demo, bench-tpch, e2e-k8s), KEEP=1 (leave the demo running),"
 	@echo "  DELAY=0 (demo: the S3 server on loopback as it is), QUICK=1, CASE=inline (bench), UPDATE_DOCS=1 (bench-tpch),"
 	@echo "  SECONDS_PER_TARGET=600 (soak), STEP=c_ (e2e-k8s: only the steps that match)"
 
@@ -53,8 +53,8 @@ test-chart: ## Run the chart's tests alone
 image: ## Build the container image, without a container engine
 	@charts/image/build
 
-e2e-k8s: ## Install the chart on a real three-node cluster on this machine, and try everything (needs root)
-	@PYTHONDONTWRITEBYTECODE=1 python3 -u tests/k8s/e2e.py $(if $(filter-out 0,$(KEEP)),--keep) $(if $(STEP),--only '$(STEP)')
+e2e-k8s: jar ## Install the chart on a real three-node cluster on this machine, and try everything (needs root)
+	@PYTHONDONTWRITEBYTECODE=1 python3 -u tests/k8s/e2e.py --spark $(SPARK) $(if $(filter-out 0,$(KEEP)),--keep) $(if $(STEP),--only '$(STEP)')
 
 bench: release-binaries ## Measure against the local file system and direct S3; writes target/bench/report.json
 	@scripts/s3-server install s3proxy
@@ -108,7 +108,8 @@ lint-dependencies:
 	scripts/dev-tool cargo-deny --locked check bans licenses sources
 
 lint-scripts:
-	scripts/dev-tool shellcheck -x scripts/* .ci/run charts/image/build tests/k8s/install-tools tests/k8s/node-init
+	scripts/dev-tool shellcheck -x scripts/* .ci/run charts/image/build tests/k8s/install-tools tests/k8s/node-init \
+	    tests/k8s/spark-image tests/k8s/spark-entrypoint
 
 soak: ## Fuzz every decoder, SECONDS_PER_TARGET each
 	scripts/soak $(SECONDS_PER_TARGET)

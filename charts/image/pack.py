@@ -19,7 +19,8 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
-# The limit that keeps an image quick to pull on a fresh node.
+PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
+# The limit that keeps an image quick to pull on a fresh node. It is for what is above a given layer.
 MOST_BYTES = 60_000_000
 
 
@@ -34,6 +35,9 @@ def arguments():
     parser.add_argument("--env", action="append", default=[])
     parser.add_argument("--label", action="append", default=[], type=pair)
     parser.add_argument("--entrypoint", action="append", default=[])
+    parser.add_argument(
+        "--layer", type=Path, metavar="TAR", help="put this below the files, as it is (for tests: no bound on its size)"
+    )
     parser.add_argument("--file", action="append", default=[], type=pair, metavar="HOST=/path")
     parser.add_argument("--program", action="append", default=[], type=pair, metavar="HOST=/path")
     parser.add_argument("--tree", action="append", default=[], type=pair, metavar="HOSTDIR=/dir")
@@ -94,17 +98,23 @@ def described(media_type, data, **more):
     return {"mediaType": media_type, "digest": digest(data), "size": len(data), **more}
 
 
+def file_digest(path):
+    with open(path, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_image(options, files):
     plain = layer(files)
     packed = gzip.compress(plain, compresslevel=9, mtime=0)
+    below = [(file_digest(options.layer), options.layer)] if options.layer else []
     settings = {"User": options.user, "Env": options.env, "Entrypoint": options.entrypoint, "WorkingDir": "/"}
     config = encoded(
         {
             "architecture": options.architecture,
             "os": "linux",
             "config": settings | ({"Labels": dict(options.label)} if options.label else {}),
-            "rootfs": {"type": "layers", "diff_ids": [digest(plain)]},
-            "history": [{"created_by": "charts/image/build"}],
+            "rootfs": {"type": "layers", "diff_ids": [name for name, _ in below] + [digest(plain)]},
+            "history": [{"created_by": "charts/image/build"}] * (len(below) + 1),
         }
     )
     manifest = encoded(
@@ -112,7 +122,8 @@ def write_image(options, files):
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": described(CONFIG, config),
-            "layers": [described(LAYER, packed)],
+            "layers": [{"mediaType": PLAIN_LAYER, "digest": name, "size": file.stat().st_size} for name, file in below]
+            + [described(LAYER, packed)],
         }
     )
     # Both spellings of the name: containerd reads the first, Docker and skopeo the second.
@@ -126,10 +137,11 @@ def write_image(options, files):
         }
     )
     # Docker before version 25 reads this file alone.
-    blob = lambda data: "blobs/sha256/" + digest(data).removeprefix("sha256:")
-    docker = encoded([{"Config": blob(config), "RepoTags": [options.name], "Layers": [blob(packed)]}])
+    blob = lambda name: "blobs/sha256/" + name.removeprefix("sha256:")
+    layers = [blob(name) for name, _ in below] + [blob(digest(packed))]
+    docker = encoded([{"Config": blob(digest(config)), "RepoTags": [options.name], "Layers": layers}])
     parts = {"oci-layout": encoded({"imageLayoutVersion": "1.0.0"}), "index.json": index, "manifest.json": docker}
-    parts |= {blob(data): data for data in (config, manifest, packed)}
+    parts |= {blob(digest(data)): data for data in (config, manifest, packed)}
     options.oci.parent.mkdir(parents=True, exist_ok=True)
     partial = options.oci.with_suffix(".part")
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -137,9 +149,14 @@ def write_image(options, files):
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(data), 0o644
             tar.addfile(entry, io.BytesIO(data))
+        for name, file in below:
+            entry = tarfile.TarInfo(blob(name))
+            entry.size, entry.mode = file.stat().st_size, 0o644
+            with open(file, "rb") as data:
+                tar.addfile(entry, data)
     os.replace(partial, options.oci)
     size = options.oci.stat().st_size
-    if size > MOST_BYTES:
+    if size - sum(file.stat().st_size for _, file in below) > MOST_BYTES:
         sys.exit(f"{options.oci} has {size} bytes, more than {MOST_BYTES}: find out what made it grow")
     print(f"{options.oci} {options.name} {digest(manifest)} {size} bytes")
 

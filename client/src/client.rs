@@ -501,17 +501,25 @@ impl Drop for Shared {
     }
 }
 
+/// Why the directory tells no sockets, and what helps.
+fn unlistable(socket_dir: &Path, error: &io::Error) -> Error {
+    let remedy = match error.kind() {
+        io::ErrorKind::PermissionDenied => "run with the socket's group as a supplemental group",
+        _ => "is the daemon's socket directory mounted there?",
+    };
+    let shown = socket_dir.display();
+    Error::Unavailable(format!(
+        "listing the socket directory {shown} failed: {error}; {remedy}"
+    ))
+}
+
 /// Connects to the first socket of the directory that answers.
 fn connect_local(
     socket_dir: &Path,
     connect_to: impl Fn(&Address) -> Result<Session, ConnectError>,
 ) -> Result<Session, Error> {
     let shown = socket_dir.display();
-    let sockets = discovery::sockets(socket_dir).map_err(|error| {
-        Error::Unavailable(format!(
-            "listing the socket directory {shown} failed: {error}; is the daemon's socket directory mounted there?"
-        ))
-    })?;
+    let sockets = discovery::sockets(socket_dir).map_err(|error| unlistable(socket_dir, &error))?;
     let mut first_failure = None;
     let mut stale = 0;
     for path in sockets {
@@ -544,4 +552,23 @@ fn connect_local(
             "no daemon listens in {shown} ({stale} stale sockets); is cacheletd running on this node?"
         ))
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_list_the_socket_directory_is_told_of_the_group_and_not_of_a_mount() {
+        let told = |kind: io::ErrorKind| {
+            unlistable(Path::new("/var/run/cachelet"), &io::Error::from(kind)).to_string()
+        };
+        let denied = told(io::ErrorKind::PermissionDenied);
+        assert!(
+            denied.contains("supplemental group") && !denied.contains("mounted"),
+            "{denied}"
+        );
+        let missing = told(io::ErrorKind::NotFound);
+        assert!(missing.contains("mounted there?"), "{missing}");
+    }
 }

@@ -106,6 +106,10 @@ class S3:
         except urllib.error.HTTPError as error:
             raise Failed(f"PUT {path}: {error.code} {error.read()[:300]}") from error
 
+    def file(self, key):
+        """Where the server keeps an object: as a file."""
+        return self.data / "buckets" / BUCKET / key
+
     def stop(self):
         self.process.terminate()
         self.process.wait(10)

@@ -2,6 +2,8 @@
 
     reads.py --steps <file.json> --out <file.json>
 
+In place of a file, --steps takes the JSON itself, and --out - writes one line to standard output.
+
 A step: {"name", "format": "parquet|orc|csv|json|text|rdd|table", "path", "options": {}, "wait_for": <file>, "executors": <n>}.
 Its jobs carry its name as their group in the event log. The result, by step: {"rows", "hash" (of all columns of all
 rows, in no order), "seconds", "preferred_hosts": [hosts of each partition], "files"}.
@@ -117,19 +119,27 @@ def run(spark, step, out):
     return write(spark, step) if "write" in step else read(spark, step)
 
 
+def tell(results, out):
+    if out == "-":
+        print(json.dumps(results), flush=True)
+        return
+    # Who waits for the file finds all of it.
+    partial = pathlib.Path(f"{out}.partial")
+    partial.write_text(json.dumps(results, indent=2), encoding="utf-8")
+    os.replace(partial, out)
+
+
 def main():
     parser = argparse.ArgumentParser(description="Reads tables step by step")
     parser.add_argument("--steps", required=True)
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
-    steps = json.loads(pathlib.Path(arguments.steps).read_text(encoding="utf-8"))
+    given = arguments.steps
+    steps = json.loads(given if given.startswith("[") else pathlib.Path(given).read_text(encoding="utf-8"))
     spark = SparkSession.builder.getOrCreate()
     try:
         results = {step["name"]: run(spark, step, arguments.out) for step in steps}
-        # Who waits for the file finds all of it.
-        partial = pathlib.Path(f"{arguments.out}.partial")
-        partial.write_text(json.dumps(results, indent=2), encoding="utf-8")
-        os.replace(partial, arguments.out)
+        tell(results, arguments.out)
     finally:
         spark.stop()
 

@@ -28,7 +28,10 @@ public final class CacheletFeatureStep implements KubernetesExecutorCustomFeatur
     @Override
     public void init(KubernetesExecutorConf conf) {
         try {
-            step = new ExecutorPod(conf.sparkConf());
+            // The step may be named in settings that many share, and switched off for one application.
+            if (conf.sparkConf().getBoolean(ApplicationSettings.FEATURE_STEP_ENABLED, true)) {
+                step = new ExecutorPod(conf.sparkConf());
+            }
         } catch (RuntimeException | LinkageError e) {
             failed(e);
         }

@@ -22,12 +22,20 @@ final class PlacementPaths {
 
     private static final Logger LOG = LoggerFactory.getLogger(PlacementPaths.class);
 
-    /** The first executors are requested right after the plug-in is set up; for their sake it waits this long. */
-    private static final long WAIT_MILLIS = 1_000;
+    /**
+     * The first executors are requested right after the plug-in is set up; for their sake it waits this long. Who names
+     * paths wants executors near them, and the first listing of a file system that nobody has used yet takes seconds.
+     */
+    private static final long WAIT_MILLIS = 10_000;
+
+    /** It does not wait any longer for a service that only an executor can name. */
+    private static final long SERVICE_MILLIS = 1_000;
+
+    /** Nor does the thread, in the end. */
+    private static final long LAST_MILLIS = 60_000;
 
     private static final int MAX_FILES = 10_000;
     private static final long LOOK_MILLIS = 50;
-    private static final int MAX_LOOKS = 1_200;
 
     private PlacementPaths() {}
 
@@ -44,37 +52,55 @@ final class PlacementPaths {
         }
         CountDownLatch done = new CountDownLatch(1);
         Configuration conf = new Configuration(hadoop);
-        Thread thread = new Thread(
-                () -> {
-                    try {
-                        for (String path : paths.split(",")) {
-                            list(path.trim(), conf);
-                        }
-                        awaitService();
-                        Placement.get().refresh();
-                    } catch (InterruptedException e) {
-                        Thread.currentThread().interrupt();
-                    } finally {
-                        done.countDown();
-                    }
-                },
-                "cachelet-placement-paths");
+        Thread thread = new Thread(() -> look(paths, conf, done), "cachelet-placement-paths");
         thread.setDaemon(true);
         thread.start();
         try {
-            done.await(WAIT_MILLIS, TimeUnit.MILLISECONDS);
+            if (!done.await(WAIT_MILLIS, TimeUnit.MILLISECONDS)) {
+                LOG.warn(
+                        "{} take more than {} s to be looked up; the first executors are placed without them",
+                        PATHS,
+                        TimeUnit.MILLISECONDS.toSeconds(WAIT_MILLIS));
+            }
         } catch (InterruptedException e) {
             Thread.currentThread().interrupt();
         }
     }
 
+    private static void look(String paths, Configuration conf, CountDownLatch done) {
+        try {
+            boolean known = isServiceKnownWithin(SERVICE_MILLIS);
+            if (!known) {
+                LOG.info(
+                        "the first executors are placed without {}: nobody has told yet where the locality service is. Set {},"
+                                + " or mount the daemon's socket into the driver's pod.",
+                        PATHS,
+                        DriverSide.SERVICE);
+                done.countDown();
+            }
+            for (String path : paths.split(",")) {
+                list(path.trim(), conf);
+            }
+            if (known || isServiceKnownWithin(LAST_MILLIS)) {
+                Placement.get().refresh();
+                LOG.info("executors are wanted on {}, for {}", Placement.get().nodes(), paths);
+            }
+        } catch (InterruptedException e) {
+            Thread.currentThread().interrupt();
+        } finally {
+            done.countDown();
+        }
+    }
+
     /** The driver learns the service's address from its own node's daemon, or from the first executor. */
-    private static void awaitService() throws InterruptedException {
-        for (int i = 0;
-                i < MAX_LOOKS && ExecutorDirectory.get().serviceAddress().isEmpty();
-                i++) {
+    private static boolean isServiceKnownWithin(long millis) throws InterruptedException {
+        for (long waited = 0; waited < millis; waited += LOOK_MILLIS) {
+            if (!ExecutorDirectory.get().serviceAddress().isEmpty()) {
+                return true;
+            }
             Thread.sleep(LOOK_MILLIS);
         }
+        return false;
     }
 
     private static void list(String name, Configuration conf) {

@@ -104,6 +104,15 @@ public class ExecutorPodTest {
     }
 
     @Test
+    public void switchedOffItChangesNothingAlthoughItIsNamed() {
+        conf.set("spark.cachelet.featureStep.enabled", "false");
+        SparkPod pod = build();
+        assertNull(socketVolume(pod));
+        assertNull(env(pod, "NODE_NAME"));
+        assertNull(pod.pod().getSpec().getAffinity());
+    }
+
+    @Test
     public void aPodGetsTheSocketTheGroupAndTheNodesName() {
         SparkPod pod = build();
         Volume volume = socketVolume(pod);
