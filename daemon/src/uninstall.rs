@@ -20,7 +20,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Not a pod, or one without access to the API.
-    #[error("cannot ask the Kubernetes API: {0}; this is for the pod that `wipeOnUninstall` of the chart runs")]
+    #[error(
+        "cannot ask the Kubernetes API: {0}; this is for the pod that `wipeOnUninstall` of the chart runs"
+    )]
     NoAccess(String),
     /// Some nodes are not wiped.
     #[error(
@@ -109,14 +111,20 @@ impl Api {
                 .map_err(|error| Error::NoAccess(format!("{SERVICE_ACCOUNT}/{name}: {error}")))
         };
         let variable = |name: &str| {
-            std::env::var(name).map_err(|_| Error::NoAccess(format!("environment variable {name} is not set")))
+            std::env::var(name)
+                .map_err(|_| Error::NoAccess(format!("environment variable {name} is not set")))
         };
         let host = variable("KUBERNETES_SERVICE_HOST")?;
-        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host
+        };
         let port = variable("KUBERNETES_SERVICE_PORT")?;
         let namespace = read("namespace")?;
         let refused = |error: reqwest::Error| Error::NoAccess(format!("{SERVICE_ACCOUNT}/ca.crt: {error}"));
-        let authorities = reqwest::Certificate::from_pem_bundle(read("ca.crt")?.as_bytes()).map_err(refused)?;
+        let authorities =
+            reqwest::Certificate::from_pem_bundle(read("ca.crt")?.as_bytes()).map_err(refused)?;
         let client = reqwest::Client::builder()
             .tls_certs_only(authorities)
             .timeout(ANSWER_WITHIN)

@@ -151,7 +151,10 @@ pub fn remove_stale(directory: &Path) -> io::Result<Swept> {
 
 /// Whether a socket is named as a daemon names it: by its UUID, with a dot before it until it is ready.
 fn is_name(name: &str) -> bool {
-    name.strip_prefix('.').unwrap_or(name).parse::<WorkerUuid>().is_ok()
+    name.strip_prefix('.')
+        .unwrap_or(name)
+        .parse::<WorkerUuid>()
+        .is_ok()
 }
 
 #[cfg(test)]
