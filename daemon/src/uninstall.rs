@@ -150,19 +150,23 @@ impl Api {
     }
 }
 
-/// Waits until every node of a DaemonSet in this pod's namespace is wiped, and says how many.
+/// Waits until every node of a DaemonSet in this pod's namespace is wiped, and says how many are whenever that changes.
 pub async fn until_wiped(daemonset: &str, within: Duration) -> Result<(), Error> {
     let api = Api::of_pod(daemonset)?;
     let deadline = Instant::now() + within;
     let (mut last, mut refusal) = (None, String::new());
     while Instant::now() < deadline {
         match api.progress().await {
-            Ok(progress) if progress.is_complete() => {
-                // Whoever does not listen has lost nothing.
-                let _ = writeln!(io::stdout(), "{progress}");
-                return Ok(());
+            Ok(progress) => {
+                if progress.settled && last != Some(progress) {
+                    // Whoever does not listen has lost nothing.
+                    let _ = writeln!(io::stdout(), "{progress}");
+                }
+                if progress.is_complete() {
+                    return Ok(());
+                }
+                last = Some(progress);
             }
-            Ok(progress) => last = Some(progress),
             Err(reason) => refusal = reason,
         }
         sleep(ASK_EVERY).await;

@@ -329,6 +329,18 @@ class FailureSteps:
             self.wipe_after(Release("wiped", self.endpoint(), wipeOnUninstall=True, **directories), mode, cache, socket)
         self.remove("wiped")
 
+    def files(self, node, *directories):
+        """Everything but directories below these directories of a node."""
+        command = ["find", *directories, "-mindepth", "1", "!", "-type", "d"]
+        return sorted(run(*self.cluster.inside(node), *command, check=False).stdout.split())
+
+    def cache_something(self, node, cache, volume):
+        arguments = ["cat", f"s3a://{BUCKET}/{OBJECTS[0]}", "--to", "/dev/null"]
+        code, text = self.finished(client("cat", "wiped", node, self.endpoint(), self.image, arguments, volume))
+        check(code == 0, f"{node}: cat ended with {code}: {text}")
+        found = self.files(node, cache)
+        check(any("/v1/blocks/" in file for file in found), f"{node} caches nothing: {found}")
+
     def wipe_after(self, release, mode, cache, socket):
         volume = {"hostPath": {"path": socket}}
         if mode == "claims":
@@ -336,23 +348,14 @@ class FailureSteps:
         release.install()
         release.wait()
         nodes = self.cluster.nodes()
-
-        def files(node):
-            found = run(*self.cluster.inside(node), "find", cache, socket, "-mindepth", "1", "!", "-type", "d", check=False)
-            return sorted(found.stdout.split())
-
         for node in nodes:
-            arguments = ["cat", f"s3a://{BUCKET}/{OBJECTS[0]}", "--to", "/dev/null"]
-            code, text = self.finished(
-                client("cat", "wiped", node, self.endpoint(), self.image, arguments, volume)
-            )
-            check(code == 0, f"{mode}: {node}: cat ended with {code}: {text}")
-            check(any("/v1/blocks/" in file for file in files(node)), f"{mode}: {node} caches nothing: {files(node)}")
+            self.cache_something(node, cache, volume)
         # A rollout is no uninstallation.
         kubectl("-n", "wiped", "rollout", "restart", "daemonset/cachelet")
         release.wait()
         for node in nodes:
-            check(any("/v1/blocks/" in file for file in files(node)), f"{mode}: a rollout wiped {node}")
+            found = self.files(node, cache)
+            check(any("/v1/blocks/" in file for file in found), f"{mode}: a rollout wiped {node}: {found}")
         strangers = [f"{cache}/notes.txt", f"{cache}/v1/blocks/00/notes.txt", f"{socket}/notes.txt"]
         for path in strangers:
             run(*self.cluster.inside("node-2"), "sh", "-c", f"echo mine >{path}")
@@ -360,14 +363,48 @@ class FailureSteps:
         done = helm("uninstall", "cachelet", "-n", "wiped", "--wait", "--timeout", "120s")
         took = time.monotonic() - began
         said = re.findall(r"\d+ of \d+ nodes are wiped", done.stdout + done.stderr)
-        check(said == [f"{len(nodes)} of {len(nodes)} nodes are wiped"], f"{mode}: helm said {done.stdout}{done.stderr}")
+        check(
+            said[-1:] == [f"{len(nodes)} of {len(nodes)} nodes are wiped"],
+            f"{mode}: helm said {done.stdout}{done.stderr}",
+        )
         self.expect_nothing_left("wiped")
         granted = kubectl("-n", "wiped", "get", "role,rolebinding,job", "-o", "name")
         check(not granted, f"{mode}: left: {granted}")
         for node in nodes:
             expected = sorted(strangers + [f"{cache}/v1/lock"]) if node == "node-2" else []
-            check(files(node) == expected, f"{mode}: {node} keeps {files(node)}, not {expected}")
+            kept = self.files(node, cache, socket)
+            check(kept == expected, f"{mode}: {node} keeps {kept}, not {expected}")
             if node != "node-2":
                 below = run(*self.cluster.inside(node), "find", cache, socket, "-mindepth", "1").stdout.split()
                 check(not below, f"{mode}: {node} keeps directories: {below}")
-        say(f"      {mode}: uninstalled and wiped in {took:.1f} s, helm said: {said[0]}; strangers on node-2 are left")
+        say(f"      {mode}: uninstalled and wiped in {took:.1f} s, helm said: {said[-1]}; strangers on node-2 are left")
+
+    def g_a_node_that_is_down_keeps_its_cache_and_the_uninstallation_says_so(self):
+        cache, socket, lost = "/var/lib/wiped-down", "/var/run/wiped-down", "node-3"
+        self.namespace("wiped")
+        directories = {"cache": cache, "socket": socket}
+        release = Release("wiped", self.endpoint(), wipeOnUninstall=True, hostPath=directories)
+        release.install()
+        release.wait()
+        others = [node for node in self.cluster.nodes() if node != lost]
+        for node in self.cluster.nodes():
+            self.cache_something(node, cache, {"hostPath": {"path": socket}})
+        self.cluster.kill(lost)
+        # Less patience than the daemons' grace period and three minutes, which is what it has by itself.
+        done = helm("uninstall", "cachelet", "-n", "wiped", "--timeout", "30s", check=False)
+        said = done.stdout + done.stderr
+        check(done.returncode != 0, f"helm is content although {lost} is down: {said}")
+        counts = re.findall(r"\d+ of \d+ nodes are wiped", said)
+        check(counts[-1:] == [f"{len(others)} of {len(others) + 1} nodes are wiped"], f"helm said {said}")
+        for node in others:
+            check(not self.files(node, cache, socket), f"{node} keeps {self.files(node, cache, socket)}")
+        left = kubectl("-n", "wiped", "get", "daemonset,job,role,rolebinding,serviceaccount,configmap", "-o", "name")
+        check("wipe" not in left, f"the uninstallation left {left}")
+        listed = helm("list", "-n", "wiped", "--all", "--short").stdout.strip()
+        check(not listed, f"the release is still there: {listed}")
+        self.cluster.start_node(lost)
+        kubectl("wait", "--for=condition=Ready", f"node/{lost}", "--timeout=90s")
+        kept = self.files(lost, cache)
+        check(any("/v1/blocks/" in file for file in kept), f"{lost} has lost its cache: {kept}")
+        say(f"      {lost} was down: helm failed after 30 s and said: {counts[-1]}; {lost} keeps {len(kept)} files")
+        self.remove("wiped")
