@@ -131,7 +131,9 @@ class FailureSteps:
         began = time.monotonic()
         # The reader of the lost node is lost with it.
         kubectl("-n", NAMESPACE, "delete", "pod", f"steady-{lost}", "--force", "--grace-period=0")
-        wait_for("the daemon of the lost node has started anew", 120, lambda: self.restarts(lost)[0] != before[0])
+        wait_for(
+            "the daemon of the lost node has started anew", 120, lambda: self.restarts(lost)[0] not in ("", before[0])
+        )
         kubectl("wait", "--for=condition=Ready", f"node/{lost}", "--timeout=60s")
         self.start_missing()
         recovered = self.recovered("node back", 120)
@@ -387,6 +389,7 @@ class FailureSteps:
         release.install()
         release.wait()
         others = [node for node in self.cluster.nodes() if node != lost]
+        before = self.restarts(lost)[0]
         for node in self.cluster.nodes():
             self.cache_something(node, cache, {"hostPath": {"path": socket}})
         self.cluster.kill(lost)
@@ -403,7 +406,8 @@ class FailureSteps:
         listed = helm("list", "-n", "wiped", "--all", "--short").stdout.strip()
         check(not listed, f"the release is still there: {listed}")
         self.cluster.start_node(lost)
-        kubectl("wait", "--for=condition=Ready", f"node/{lost}", "--timeout=90s")
+        wait_for("the administrator's daemon is back there", 120, lambda: self.restarts(lost)[0] not in ("", before))
+        kubectl("wait", "--for=condition=Ready", f"node/{lost}", "--timeout=60s")
         kept = self.files(lost, cache)
         check(any("/v1/blocks/" in file for file in kept), f"{lost} has lost its cache: {kept}")
         say(f"      {lost} was down: helm failed after 30 s and said: {counts[-1]}; {lost} keeps {len(kept)} files")
