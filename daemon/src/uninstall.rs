@@ -1,4 +1,4 @@
-//! Waits until a DaemonSet has wiped every node. Runs in a pod of the uninstallation, which may read that one DaemonSet and
+//! Waits until a `DaemonSet` has wiped every node. Runs in a pod of the uninstallation, which may read that one `DaemonSet` and
 //! nothing else; no daemon ever asks the Kubernetes API.
 
 use std::fmt;
@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 /// Where Kubernetes mounts what a pod needs to ask its API.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// How often the DaemonSet is looked at.
+/// How often the `DaemonSet` is looked at.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 /// How long one answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -32,15 +32,15 @@ pub enum Error {
     NotWiped {
         /// How far it came.
         progress: Progress,
-        /// The DaemonSet.
+        /// The `DaemonSet`.
         daemonset: String,
         /// How long it had.
         within: Duration,
     },
-    /// The DaemonSet was never seen.
+    /// The `DaemonSet` was never seen.
     #[error("cannot read DaemonSet {daemonset}: {reason}; whether the nodes are wiped is not known")]
     NotSeen {
-        /// The DaemonSet.
+        /// The `DaemonSet`.
         daemonset: String,
         /// What the API last said.
         reason: String,
@@ -52,7 +52,7 @@ pub enum Error {
 pub struct Progress {
     wiped: u32,
     nodes: u32,
-    /// Whether the numbers are of the DaemonSet as it is now.
+    /// Whether the numbers are of the `DaemonSet` as it is now.
     settled: bool,
 }
 
@@ -150,7 +150,7 @@ impl Api {
     }
 }
 
-/// Waits until every node of a DaemonSet in this pod's namespace is wiped, and says how many are whenever that changes.
+/// Waits until every node of a `DaemonSet` in this pod's namespace is wiped, and says how many are whenever that changes.
 pub async fn until_wiped(daemonset: &str, within: Duration) -> Result<(), Error> {
     let api = Api::of_pod(daemonset)?;
     let deadline = Instant::now() + within;

@@ -69,13 +69,18 @@ pub fn directories(config: &Config) -> Result<(), Error> {
 fn say(directory: &Path, removed: fmt::Arguments<'_>, left: &[PathBuf]) {
     let mut text = format!("{}: {removed}", directory.display());
     if !left.is_empty() {
-        text += "; left what is not of a daemon that ended:";
-        for path in left.iter().take(MAX_NAMED) {
-            text += &format!(" {}", path.display());
-        }
+        let mut named: Vec<_> = left
+            .iter()
+            .take(MAX_NAMED)
+            .map(|path| path.display().to_string())
+            .collect();
         if let more @ 1.. = left.len().saturating_sub(MAX_NAMED) {
-            text += &format!(" and {more} more");
+            named.push(format!("and {more} more"));
         }
+        text = format!(
+            "{text}; left what is not of a daemon that ended: {}",
+            named.join(" ")
+        );
     }
     // Whoever does not listen has lost nothing.
     let _ = writeln!(io::stdout(), "{text}");

@@ -68,10 +68,8 @@ impl Wiped {
     /// Empties `v1`, whose lock this process holds.
     fn sweep(&mut self, tree: &mut Dir, path: &Path) -> Result<(), Error> {
         self.shards(tree, &path.join("blocks"))?;
-        self.files(tree, &path.join("tmp"), |name| layout::is_temporary(name))?;
-        self.files(tree, &path.join("quarantine"), |name| {
-            layout::is_quarantined(name)
-        })?;
+        self.files(tree, &path.join("tmp"), layout::is_temporary)?;
+        self.files(tree, &path.join("quarantine"), layout::is_quarantined)?;
         let mut lock = None;
         for name in entries(tree, path)? {
             match name.as_slice() {
