@@ -237,6 +237,8 @@ impl BlockStore {
         config.check()?;
         let layout = Layout::create(&config.directory)?;
         let held = layout.take_lock(&config.directory)?;
+        // A wipe may have ended since: what it took away is made again, now that none can begin.
+        Layout::create(&config.directory)?;
         let epoch = layout.next_epoch()?;
         let suspects = marker::take(&layout)?;
         recovery::sweep_temporary(&layout)?;
