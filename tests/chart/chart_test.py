@@ -225,7 +225,12 @@ class ChartTest(unittest.TestCase):
             for one in granting:
                 self.assertIn(one["kind"], ("Role", "RoleBinding"), mode)
                 daemonset = of_kind(values, "DaemonSet", "-wipe")[0]["metadata"]["name"]
-                rule = {"apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": [daemonset], "verbs": ["get"]}
+                rule = {
+                    "apiGroups": ["apps"],
+                    "resources": ["daemonsets"],
+                    "resourceNames": [daemonset],
+                    "verbs": ["get"],
+                }
                 self.assertEqual(one.get("rules", [rule]), [rule], mode)
 
     def test_a_wipe_is_a_matter_of_the_uninstallation_alone_and_leaves_nothing_behind(self):
@@ -248,7 +253,8 @@ class ChartTest(unittest.TestCase):
             if not values.get("wipeOnUninstall"):
                 continue
             daemons, wipes = (
-                one["spec"]["template"]["spec"] for one in sorted(of_kind(values, "DaemonSet"), key=lambda one: "-wipe" in one["metadata"]["name"])
+                one["spec"]["template"]["spec"]
+                for one in sorted(of_kind(values, "DaemonSet"), key=lambda one: "-wipe" in one["metadata"]["name"])
             )
             for key in ("affinity", "nodeSelector", "tolerations"):
                 self.assertEqual(daemons.get(key), wipes.get(key), mode)
@@ -271,7 +277,9 @@ class ChartTest(unittest.TestCase):
                 self.assertEqual(path(daemons, name), path(wipes, name), mode)
             released = {one["metadata"]["name"] for one in of_kind(values, "PersistentVolumeClaim")}
             kept = {volume.get("persistentVolumeClaim", {}).get("claimName") for volume in wipes["volumes"]} - {None}
-            self.assertTrue(kept <= {one for one in released if "-wipe-" in one}, "the release's claims are gone by then")
+            self.assertTrue(
+                kept <= {one for one in released if "-wipe-" in one}, "the release's claims are gone by then"
+            )
 
     def test_one_value_moves_every_image_to_another_registry(self):
         for _, pod in pods(SMALL | {"image": {"registry": "mirror.local"}}):

@@ -114,7 +114,12 @@ class ExamplesTest(unittest.TestCase):
         self.assertGreaterEqual(len(seen), 8, "examples with settings")
 
     def test_the_check_of_settings_refuses_what_does_not_exist(self):
-        for key in ("spark.executor.instance", "spark.kubernetes.driver.labels.queue", "spark.kubernetes.x", "spark.plugin"):
+        for key in (
+            "spark.executor.instance",
+            "spark.kubernetes.driver.labels.queue",
+            "spark.kubernetes.x",
+            "spark.plugin",
+        ):
             self.assertFalse(spark_knows(key), key)
         for key in ("spark.executor.instances", "spark.kubernetes.driver.label.queue"):
             self.assertTrue(spark_knows(key), key)
@@ -134,7 +139,9 @@ class ExamplesTest(unittest.TestCase):
             self.assertIn("--conf", flags, file.name)
             for flag in set(flags):
                 jars = spark_jars("spark-launcher")
-                self.assertTrue(is_constant(flag, jars, "org/apache/spark/launcher/SparkSubmitOption"), f"{file.name}: {flag}")
+                self.assertTrue(
+                    is_constant(flag, jars, "org/apache/spark/launcher/SparkSubmitOption"), f"{file.name}: {flag}"
+                )
 
     def test_the_scrape_configuration_and_the_monitors_name_what_the_chart_has(self):
         with Chart.load(ROOT / "charts/cachelet") as chart:
@@ -163,8 +170,12 @@ class ExamplesTest(unittest.TestCase):
                     self.assertIn(source, meta)
 
     def test_the_table_lists_every_file_once_and_says_how_it_is_checked(self):
-        rows = re.findall(r"^\| \[(\S+)\]\((\S+)\) \| [^|]+ \|[^|]*\| ([^|]+) \|$", (EXAMPLES / "README.md").read_text(), re.M)
-        self.assertEqual(sorted(name for name, _, _ in rows), sorted(file.name for file in examples(".yaml", ".sh", ".conf")))
+        rows = re.findall(
+            r"^\| \[(\S+)\]\((\S+)\) \| [^|]+ \|[^|]*\| ([^|]+) \|$", (EXAMPLES / "README.md").read_text(), re.M
+        )
+        self.assertEqual(
+            sorted(name for name, _, _ in rows), sorted(file.name for file in examples(".yaml", ".sh", ".conf"))
+        )
         self.assertEqual({file.suffix for file in EXAMPLES.iterdir()}, {".yaml", ".sh", ".conf", ".md"})
         with_settings = {file for file, _, _ in settings()}
         for name, link, checked in rows:
@@ -177,7 +188,9 @@ class ExamplesTest(unittest.TestCase):
         for file in examples(".yaml", ".sh", ".conf"):
             text = re.sub(r"^\s*#.*$", "", file.read_text(), flags=re.M)
             self.assertEqual(set(re.findall(r"(?:s3a|oss)://(\w+)", text)) - {"lake"}, set(), file.name)
-            self.assertEqual(set(re.findall(r"[\w.]+/spark-cachelet\S*", text)) - {"registry.example.com/spark-cachelet:3.5"}, set())
+            self.assertEqual(
+                set(re.findall(r"[\w.]+/spark-cachelet\S*", text)) - {"registry.example.com/spark-cachelet:3.5"}, set()
+            )
             self.assertTrue(file.read_text().startswith(("#!", "# ")), f"{file.name} does not say what it is for")
 
 

@@ -65,9 +65,7 @@ class FailureSteps:
         for name in names or self.readers():
             said = self.report(name, NAMESPACE)
             check((said["failed"], said["wrong"]) == (0, 0), f"{name}: {said}")
-            fresh = {
-                key: said[key] - marks[name][key] for key in ("cached", "held_cached", "origin", "held_origin")
-            }
+            fresh = {key: said[key] - marks[name][key] for key in ("cached", "held_cached", "origin", "held_origin")}
             done[self.readers()[name]] = "/".join(str(count) for count in fresh.values())
         return f"0 failed, 0 wrong; cached/held/origin/held from origin {done}"
 
@@ -140,9 +138,7 @@ class FailureSteps:
         took = time.monotonic() - began
         worker = self.admin.workers()[lost][0]
         check(worker["blocks"] >= len(OBJECTS), f"{lost} came back without its cache: {worker}")
-        check(
-            worker["origin_bytes"] + worker["peer_bytes"] == 0, f"{lost} fetched again what its disk had: {worker}"
-        )
+        check(worker["origin_bytes"] + worker["peer_bytes"] == 0, f"{lost} fetched again what its disk had: {worker}")
         say(f"      node killed: left out of answers after {noticed:.1f} s (bound 20 s); elsewhere {said}")
         say(
             f"      node started: serves locally again after {took:.1f} s; {recovered}; {worker['blocks']} blocks"
@@ -162,9 +158,7 @@ class FailureSteps:
                 # One that is on the lost node.
                 continue
             replicas += 1
-            named |= {
-                node["node"] for one in answer["locations"] for block in one["blocks"] for node in block["nodes"]
-            }
+            named |= {node["node"] for one in answer["locations"] for block in one["blocks"] for node in block["nodes"]}
         check(replicas, "no replica of the service answers")
         return named
 
@@ -176,7 +170,12 @@ class FailureSteps:
         began = time.monotonic()
         # As an executor is, a reader is evicted.
         kubectl(
-            "drain", drained, "--ignore-daemonsets", "--force", "--delete-emptydir-data", "--timeout=60s",
+            "drain",
+            drained,
+            "--ignore-daemonsets",
+            "--force",
+            "--delete-emptydir-data",
+            "--timeout=60s",
         )
         took = time.monotonic() - began
         check(self.restarts(drained)[:2] == before, "draining touched the daemon")
@@ -209,9 +208,7 @@ class FailureSteps:
         recovered = self.recovered("killed for memory", 30)
         _, now, status = self.restarts(victim)
         ended = status["lastState"]["terminated"]
-        check(
-            ended["exitCode"] == 137 and ended["reason"] == "OOMKilled", f"the daemon ended otherwise: {ended}"
-        )
+        check(ended["exitCode"] == 137 and ended["reason"] == "OOMKilled", f"the daemon ended otherwise: {ended}")
         kubectl("-n", NAMESPACE, "delete", "pod", *objects, "--now")
         gap = self.report(f"steady-{victim}", NAMESPACE)["longest_gap_ms"]
         say(
@@ -314,7 +311,9 @@ class FailureSteps:
         check(code == 0, f"an open after the store came back: {code}: {text}")
         failed = direct["failed"] - marks["direct"]["failed"]
         check(failed and direct["wrong"] == 0, f"the store was not away: {direct}")
-        say(f"      {took:.1f} s without store: {failed} direct reads failed; through the daemons {self.unharmed(marks)}")
+        say(
+            f"      {took:.1f} s without store: {failed} direct reads failed; through the daemons {self.unharmed(marks)}"
+        )
         say(f"      {recovered}")
         self.remove_readers()
 
