@@ -2,7 +2,7 @@
 # A second run finds it there. Needs Rust (rustup), Java 17, Maven, Go and Python 3.11.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-min test test-chart test-java test-spark test-spark-full bench bench-jvm bench-tpch e2e-k8s jar image \
+.PHONY: help demo demo-min test test-chart test-examples test-java test-spark test-spark-full bench bench-jvm bench-tpch e2e-k8s jar image \
         spark lint lint-format lint-java lint-clippy lint-docs lint-dependencies lint-scripts soak fmt clean release-binaries s3-servers strace
 
 # TPC-H scale factor of the demo and of bench-tpch, the Spark of both and of e2e-k8s, and the seconds for each fuzz target.
@@ -39,6 +39,7 @@ test: s3-servers strace jar spark ## Run all tests, against real processes and r
 	scripts/spark-unit-tests 3.5
 	scripts/spark-unit-tests 4.1
 	@scripts/chart-tests
+	@scripts/example-tests
 
 test-java: jar spark ## Run the Java tests alone
 	cargo build --workspace --bins --locked
@@ -49,6 +50,9 @@ test-java: jar spark ## Run the Java tests alone
 test-chart: ## Run the chart's tests alone
 	cargo build --locked -p cacheletd -p cachelet-locality
 	@scripts/chart-tests
+
+test-examples: ## Check the examples in docs/examples, as far as that needs no cluster
+	@scripts/example-tests
 
 image: ## Build the container image, without a container engine
 	@charts/image/build
@@ -108,8 +112,8 @@ lint-dependencies:
 	scripts/dev-tool cargo-deny --locked check bans licenses sources
 
 lint-scripts:
-	scripts/dev-tool shellcheck -x scripts/* .ci/run charts/image/build tests/k8s/install-tools tests/k8s/node-init \
-	    tests/k8s/spark-image tests/k8s/spark-entrypoint
+	scripts/dev-tool shellcheck -x scripts/* .ci/run charts/image/build docs/examples/*.sh tests/k8s/install-tools \
+	    tests/k8s/node-init tests/k8s/custom-resources tests/k8s/spark-image tests/k8s/spark-entrypoint
 
 soak: ## Fuzz every decoder, SECONDS_PER_TARGET each
 	scripts/soak $(SECONDS_PER_TARGET)

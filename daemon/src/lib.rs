@@ -13,3 +13,5 @@ pub mod serve;
 pub mod standby;
 pub mod start;
 pub mod store;
+pub mod uninstall;
+pub mod wipe;

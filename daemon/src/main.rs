@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use cacheletd::app::App;
 use cacheletd::config::Config;
 use cacheletd::standby::{self, Ended};
-use cacheletd::{prepare, start};
+use cacheletd::{prepare, start, uninstall, wipe};
 use clap::Parser;
 use tracing::{error, info};
 
@@ -31,6 +32,19 @@ struct Arguments {
     /// Make cache.directory and local.socket_dir for a daemon of this user and group, and exit. Needs root.
     #[arg(long, value_name = "UID:GID")]
     prepare_directories: Option<prepare::Owner>,
+    /// Remove what daemons made in cache.directory and local.socket_dir, say what that was and what else is there, and exit.
+    /// Waits for a running daemon to end, at most for cache.takeover_wait.
+    #[arg(long)]
+    wipe_directories: bool,
+    /// With --wipe-directories: wait for SIGTERM afterwards, as the pods of a DaemonSet must.
+    #[arg(long, requires = "wipe_directories")]
+    stay: bool,
+    /// Wait until the pods of this DaemonSet, each of which wipes its node, are ready, and exit: 0, or 1 with how many are not.
+    #[arg(long, value_name = "NAME")]
+    await_wiped: Option<String>,
+    /// With --await-wiped: how long, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 240, requires = "await_wiped")]
+    within: u64,
     /// Print the configuration with every default filled in, and exit.
     #[arg(long)]
     dump_config: bool,
@@ -68,11 +82,26 @@ fn main() -> ExitCode {
             Err(error) => start::refuse(1, &error),
         };
     }
+    if arguments.wipe_directories
+        && let Err(error) = wipe::directories(&config)
+    {
+        return start::refuse(1, &error);
+    }
     start::raise_descriptor_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return start::refuse(1, &error),
     };
+    if arguments.wipe_directories {
+        return runtime.block_on(wipe::stay(arguments.stay));
+    }
+    if let Some(daemonset) = &arguments.await_wiped {
+        let within = Duration::from_secs(arguments.within);
+        return match runtime.block_on(uninstall::until_wiped(daemonset, within)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => start::refuse(1, &error),
+        };
+    }
     if arguments.check_stores {
         return runtime.block_on(start::check_stores(&config));
     }

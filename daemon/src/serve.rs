@@ -35,7 +35,7 @@ use crate::origin::Stores;
 use crate::store::BlockStore;
 
 pub use session::SessionTable;
-pub use socket::{LocalSocket, SocketError};
+pub use socket::{LocalSocket, SocketError, Swept, remove_stale};
 
 use refusal::Refusal;
 

@@ -25,6 +25,7 @@
 //! | `pages` | writing, reading and verifying pages |
 //! | `admission`, `retire` | making room; taking files out of the cache, reclaiming and quarantining them |
 //! | `grant` | descriptors for readers, and the read-only path they come through |
+//! | `wipe` | removing the whole of it, for good |
 //! | `lease`, `descriptors` | proof that nobody holds a file; the daemon's own descriptors |
 
 mod admission;
@@ -43,6 +44,7 @@ mod pages;
 mod recovery;
 mod retire;
 mod status;
+mod wipe;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -69,6 +71,7 @@ pub use format::{CRC_OFFSET, DATA_OFFSET, Damage, HEADER_CHARGE, check_header, w
 pub use grant::{Grant, GrantStatus};
 pub use recovery::Recovery;
 pub use status::{BlockStatus, LedgerSnapshot};
+pub use wipe::{Wiped, wipe};
 
 /// How many damaged files are kept for inspection.
 pub const MAX_QUARANTINED_FILES: usize = 8;
@@ -234,6 +237,8 @@ impl BlockStore {
         config.check()?;
         let layout = Layout::create(&config.directory)?;
         let held = layout.take_lock(&config.directory)?;
+        // A wipe may have ended since: what it took away is made again, now that none can begin.
+        Layout::create(&config.directory)?;
         let epoch = layout.next_epoch()?;
         let suspects = marker::take(&layout)?;
         recovery::sweep_temporary(&layout)?;

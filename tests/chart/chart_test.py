@@ -25,6 +25,7 @@ MODES = {
     | {
         "mode": "claims",
         "prepareDirectories": False,
+        "wipeOnUninstall": True,
         "claims": {"create": True, "clientNamespaces": ["spark"]},
         "priorityClass": {"create": False},
     },
@@ -33,6 +34,7 @@ MODES = {
         "commonLabels": {"team": "data"},
         "image": {"registry": "registry.example.com:5000", "tag": "1.2.3", "pullSecrets": ["pull"]},
         "seLinuxLevel": "s0",
+        "wipeOnUninstall": True,
         "stores": [
             STORE | {"secret": "lake-keys", "session_token": True, "buckets": ["lake-*"], "max_retries": 5},
             {"name": "alibaba_1", "kind": "oss", "region": "cn-hangzhou", "authorization": "daemon"},
@@ -189,8 +191,7 @@ class ChartTest(unittest.TestCase):
                 self.assertIs(pod["automountServiceAccountToken"], False, where)
                 self.assertIs(pod["securityContext"]["runAsNonRoot"], True, where)
                 self.assertEqual(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", where)
-                self.assertNotIn("initContainers", pod, where)
-                for container in pod["containers"]:
+                for container in pod["containers"] + pod.get("initContainers", []):
                     expected = {
                         "allowPrivilegeEscalation": False,
                         "readOnlyRootFilesystem": True,
@@ -216,9 +217,69 @@ class ChartTest(unittest.TestCase):
             # Requests, then connections, each as long; then pages are written to disk.
             self.assertGreaterEqual(pod["terminationGracePeriodSeconds"], 2 * drain + 10)
 
-    def test_no_object_grants_a_role(self):
-        for values in MODES.values():
-            self.assertFalse([one["kind"] for one in objects(values) if "Role" in one["kind"]])
+    def test_no_object_grants_a_role_but_the_uninstallation_one_to_watch_itself(self):
+        for mode, values in MODES.items():
+            granting = [one for one in objects(values) if "Role" in one["kind"]]
+            hooks = {one["metadata"].get("annotations", {}).get("helm.sh/hook") for one in granting}
+            self.assertEqual(hooks, {"post-delete"} if values.get("wipeOnUninstall") else set(), mode)
+            for one in granting:
+                self.assertIn(one["kind"], ("Role", "RoleBinding"), mode)
+                daemonset = of_kind(values, "DaemonSet", "-wipe")[0]["metadata"]["name"]
+                rule = {
+                    "apiGroups": ["apps"],
+                    "resources": ["daemonsets"],
+                    "resourceNames": [daemonset],
+                    "verbs": ["get"],
+                }
+                self.assertEqual(one.get("rules", [rule]), [rule], mode)
+
+    def test_a_wipe_is_a_matter_of_the_uninstallation_alone_and_leaves_nothing_behind(self):
+        for mode, values in MODES.items():
+            parts = [one for one in objects(values) if "-wipe" in one["metadata"]["name"]]
+            self.assertEqual(bool(parts), bool(values.get("wipeOnUninstall")), mode)
+            weights = {}
+            for one in parts:
+                notes, where = one["metadata"]["annotations"], f"{mode}: {one['kind']} {one['metadata']['name']}"
+                self.assertEqual(notes["helm.sh/hook"], "post-delete", where)
+                policies = set(notes["helm.sh/hook-delete-policy"].split(","))
+                self.assertEqual(policies, {"before-hook-creation", "hook-succeeded", "hook-failed"}, where)
+                weights[one["kind"]] = int(notes["helm.sh/hook-weight"])
+            if parts:
+                self.assertEqual(max(weights, key=weights.get), "Job", mode)
+                self.assertEqual(sorted(weights, key=weights.get)[-2], "DaemonSet", mode)
+
+    def test_a_wipe_goes_where_daemons_were_and_mounts_what_they_had(self):
+        for mode, values in MODES.items():
+            if not values.get("wipeOnUninstall"):
+                continue
+            daemons, wipes = (
+                one["spec"]["template"]["spec"]
+                for one in sorted(of_kind(values, "DaemonSet"), key=lambda one: "-wipe" in one["metadata"]["name"])
+            )
+            for key in ("affinity", "nodeSelector", "tolerations"):
+                self.assertEqual(daemons.get(key), wipes.get(key), mode)
+            self.assertNotIn("--wipe-directories", json.dumps(daemons), mode)
+            volumes = {
+                one["metadata"]["name"]: one["spec"]["hostPath"]["path"] for one in of_kind(values, "PersistentVolume")
+            }
+            claims = {
+                (one["metadata"]["namespace"], one["metadata"]["name"]): volumes[one["spec"]["volumeName"]]
+                for one in of_kind(values, "PersistentVolumeClaim")
+            }
+
+            def path(pod, name):
+                volume = next(one for one in pod["volumes"] if one["name"] == name)
+                if "hostPath" in volume:
+                    return volume["hostPath"]["path"]
+                return claims["cache-system", volume["persistentVolumeClaim"]["claimName"]]
+
+            for name in ("cache", "socket"):
+                self.assertEqual(path(daemons, name), path(wipes, name), mode)
+            released = {one["metadata"]["name"] for one in of_kind(values, "PersistentVolumeClaim")}
+            kept = {volume.get("persistentVolumeClaim", {}).get("claimName") for volume in wipes["volumes"]} - {None}
+            self.assertTrue(
+                kept <= {one for one in released if "-wipe-" in one}, "the release's claims are gone by then"
+            )
 
     def test_one_value_moves_every_image_to_another_registry(self):
         for _, pod in pods(SMALL | {"image": {"registry": "mirror.local"}}):

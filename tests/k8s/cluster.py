@@ -165,7 +165,7 @@ class Cluster:
         )
         (self.state / f"{name}.pid").write_text(f"{child.pid} {started_at(child.pid)}")
 
-    def end(self, file):
+    def end(self, file, how=signal.SIGTERM):
         pid, began = file.read_text().split()
 
         def gone():
@@ -178,13 +178,17 @@ class Cluster:
 
         if not gone():
             # A node's outer process takes the node's whole pid namespace with it.
-            os.kill(int(pid), signal.SIGKILL if file.stem.startswith("node") else signal.SIGTERM)
+            os.kill(int(pid), signal.SIGKILL if file.stem.startswith("node") else how)
             try:
                 wait_for(f"the end of {file.stem}", 5, gone, 0.05)
             except Failed:
                 os.kill(int(pid), signal.SIGKILL)
                 wait_for(f"the end of {file.stem}", 5, gone, 0.05)
         file.unlink()
+
+    def kill(self, name):
+        """Kills a node with everything on it, or a part of the control plane, as a power failure would."""
+        self.end(self.state / f"{name}.pid", signal.SIGKILL)
 
     def make_cgroup(self, path):
         for controller in CONTROLLERS:
@@ -334,43 +338,7 @@ class Cluster:
                 "--log-level=warn",
             ],
         )
-        self.start(
-            "apiserver",
-            [
-                "kube-apiserver",
-                f"--etcd-servers={local}:2379",
-                f"--bind-address={API}",
-                f"--advertise-address={API}",
-                "--secure-port=6443",
-                f"--tls-cert-file={pki}/apiserver.crt",
-                f"--tls-private-key-file={pki}/apiserver.key",
-                f"--client-ca-file={pki}/ca.crt",
-                "--authorization-mode=Node,RBAC",
-                "--enable-admission-plugins=NodeRestriction",
-                "--allow-privileged=true",
-                f"--kubelet-client-certificate={pki}/apiserver-kubelet.crt",
-                f"--kubelet-client-key={pki}/apiserver-kubelet.key",
-                f"--kubelet-certificate-authority={pki}/ca.crt",
-                "--kubelet-preferred-address-types=InternalIP",
-                f"--service-cluster-ip-range={SERVICES}",
-                "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-                f"--service-account-key-file={pki}/sa.pub",
-                f"--service-account-signing-key-file={pki}/sa.key",
-                f"--requestheader-client-ca-file={pki}/ca.crt",
-                "--requestheader-allowed-names=front-proxy-client",
-                "--requestheader-username-headers=X-Remote-User",
-                "--requestheader-group-headers=X-Remote-Group",
-                "--requestheader-extra-headers-prefix=X-Remote-Extra-",
-                f"--proxy-client-cert-file={pki}/front-proxy.crt",
-                f"--proxy-client-key-file={pki}/front-proxy.key",
-            ],
-        )
-        wait_for(
-            "the API server is ready",
-            90,
-            lambda: run("kubectl", "get", "--raw", "/readyz", check=False).returncode == 0,
-            0.4,
-        )
+        self.start_api_server()
         self.start(
             "controllers",
             [
@@ -417,6 +385,46 @@ class Cluster:
         )
         self.start("dns", ["coredns", "-conf", self.state / "Corefile"])
 
+    def start_api_server(self):
+        pki, local = self.pki, "http://127.0.0.1"
+        self.start(
+            "apiserver",
+            [
+                "kube-apiserver",
+                f"--etcd-servers={local}:2379",
+                f"--bind-address={API}",
+                f"--advertise-address={API}",
+                "--secure-port=6443",
+                f"--tls-cert-file={pki}/apiserver.crt",
+                f"--tls-private-key-file={pki}/apiserver.key",
+                f"--client-ca-file={pki}/ca.crt",
+                "--authorization-mode=Node,RBAC",
+                "--enable-admission-plugins=NodeRestriction",
+                "--allow-privileged=true",
+                f"--kubelet-client-certificate={pki}/apiserver-kubelet.crt",
+                f"--kubelet-client-key={pki}/apiserver-kubelet.key",
+                f"--kubelet-certificate-authority={pki}/ca.crt",
+                "--kubelet-preferred-address-types=InternalIP",
+                f"--service-cluster-ip-range={SERVICES}",
+                "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+                f"--service-account-key-file={pki}/sa.pub",
+                f"--service-account-signing-key-file={pki}/sa.key",
+                f"--requestheader-client-ca-file={pki}/ca.crt",
+                "--requestheader-allowed-names=front-proxy-client",
+                "--requestheader-username-headers=X-Remote-User",
+                "--requestheader-group-headers=X-Remote-Group",
+                "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+                f"--proxy-client-cert-file={pki}/front-proxy.crt",
+                f"--proxy-client-key-file={pki}/front-proxy.key",
+            ],
+        )
+        wait_for(
+            "the API server is ready",
+            90,
+            lambda: run("kubectl", "get", "--raw", "/readyz", check=False).returncode == 0,
+            0.4,
+        )
+
     # Nodes
 
     def node_up(self, number):
@@ -442,8 +450,14 @@ class Cluster:
         run("ip", "route", "replace", pod_range(number), "via", ip, "dev", f"{NETWORK}-h")
         for file, text in node_files(name, number, dir, self.pki).items():
             (dir / file).write_text(text)
-        group = f"{CGROUP}/{name}"
-        self.make_cgroup(group)
+        self.make_cgroup(f"{CGROUP}/{name}")
+        self.start_node(name)
+        return name
+
+    def start_node(self, name):
+        """Starts a node that is not running: a new one, or a killed one, whose disk is as it was and whose /run is empty."""
+        number = int(name.removeprefix("node-"))
+        dir, ip, space = self.state / name, node_ip(number), f"{NETWORK}-{number}"
         self.start(
             name,
             [
@@ -461,10 +475,9 @@ class Cluster:
                 ip,
                 " ".join(CONTROLLERS),
             ],
-            group,
+            f"{CGROUP}/{name}",
             space,
         )
-        return name
 
     def nodes(self):
         return sorted(file.stem for file in self.state.glob("node-*.pid"))

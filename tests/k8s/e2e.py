@@ -20,6 +20,8 @@ import traceback
 import urllib.request
 
 from cluster import Cluster, Failed, run, say, wait_for
+from example_steps import ExampleSteps
+from failure_steps import FailureSteps
 from spark_steps import SparkSteps
 from stand import (
     ACCESS_KEY,
@@ -46,7 +48,7 @@ from stand import (
 )
 
 
-class Run(SparkSteps):
+class Run(SparkSteps, FailureSteps, ExampleSteps):
     """The steps, in order. Each leaves the cluster as the next one expects it."""
 
     def __init__(self, cluster):

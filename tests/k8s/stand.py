@@ -56,6 +56,9 @@ class S3:
             self.port = free.getsockname()[1]
         self.data = ARTEFACTS / "s3"
         self.endpoint = f"http://{HOST}:{self.port}"
+        self.start()
+
+    def start(self):
         environment = os.environ | {
             "S3_SERVER_HOST": HOST,
             "S3_SERVER_ACCESS_KEY": ACCESS_KEY,
@@ -65,12 +68,15 @@ class S3:
             [ROOT / "scripts/s3-server", "versitygw", str(self.port), self.data],
             env=environment,
             start_new_session=True,
-            stdout=open(ARTEFACTS / "s3.log", "wb"),
+            stdout=open(ARTEFACTS / "s3.log", "ab"),
             stderr=subprocess.STDOUT,
         )
 
-    def fill(self):
+    def listening(self):
         wait_for("the S3 server listens", 120, self.listens)
+
+    def fill(self):
+        self.listening()
         self.put("")
         for index, name in enumerate(OBJECTS):
             self.put(name, random.Random(index).randbytes(OBJECT_BYTES))
@@ -112,6 +118,10 @@ class S3:
 
     def stop(self):
         self.process.terminate()
+        self.process.wait(10)
+
+    def kill(self):
+        self.process.kill()
         self.process.wait(10)
 
     def service(self, namespace):

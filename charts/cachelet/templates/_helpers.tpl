@@ -100,6 +100,70 @@ hostPath:
 {{- end -}}
 {{- end -}}
 
+{{/* Where daemons run. */}}
+{{- define "cachelet.daemonNodes" -}}
+affinity:
+  nodeAffinity:
+    requiredDuringSchedulingIgnoredDuringExecution:
+      nodeSelectorTerms:
+        - matchExpressions:
+            - {key: kubernetes.io/os, operator: In, values: [linux]}
+            {{- range $key, $values := .Values.daemon.excludedNodes }}
+            - {key: {{ $key | quote }}, operator: NotIn, values: {{ toJson $values }}}
+            {{- end }}
+{{- with .Values.daemon.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.daemon.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* A volume that is a directory of whatever node it is mounted on, for one claim. */}}
+{{- define "cachelet.volumeSpec" -}}
+capacity: {storage: 1Gi}
+accessModes: [ReadWriteMany]
+persistentVolumeReclaimPolicy: Retain
+storageClassName: ""
+volumeMode: Filesystem
+claimRef: {namespace: {{ .namespace }}, name: {{ .claim }}}
+{{- if eq .claims.volumeKind "local" }}
+local:
+  path: {{ .path }}
+nodeAffinity:
+  required:
+    nodeSelectorTerms:
+      - matchExpressions:
+          - {key: {{ regexReplaceAll "=.*" .claims.nodeLabel "" }}, operator: In, values: [{{ regexReplaceAll "[^=]*=" .claims.nodeLabel "" | quote }}]}
+{{- else }}
+hostPath:
+  path: {{ .path }}
+  type: DirectoryOrCreate
+{{- end }}
+{{- end -}}
+
+{{/* The claim of the volume of this name. */}}
+{{- define "cachelet.claimSpec" -}}
+accessModes: [ReadWriteMany]
+storageClassName: ""
+volumeName: {{ . }}
+resources: {requests: {storage: 1Gi}}
+{{- end -}}
+
+{{- define "cachelet.wipe.labels" -}}
+{{ include "cachelet.labels" . }}
+app.kubernetes.io/component: wipe
+{{- end -}}
+
+{{/* An object of the uninstallation, created in the order of its weight and gone afterwards, however that ended. */}}
+{{- define "cachelet.wipe.hook" -}}
+helm.sh/hook: post-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+{{- end -}}
+
 {{/* One TOML value. Numbers of values are floats to Helm; those without a fraction are written as the integers they are. */}}
 {{- define "cachelet.toml.value" -}}
 {{- if kindIs "slice" . -}}

@@ -121,23 +121,40 @@ impl Drop for LocalSocket {
     }
 }
 
-/// Removes sockets that refuse connections: their daemon is gone. Other files are left alone.
-fn remove_stale(directory: &Path) -> io::Result<()> {
+/// What is in a directory of sockets once those of daemons that are gone are removed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Sockets removed.
+    pub removed: u64,
+    /// Everything else.
+    pub left: Vec<PathBuf>,
+}
+
+/// Removes daemons' sockets that refuse connections: their daemon is gone. Everything else is left alone.
+pub fn remove_stale(directory: &Path) -> io::Result<Swept> {
+    let mut swept = Swept::default();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        if !entry.file_type()?.is_socket() {
-            continue;
-        }
         let path = entry.path();
-        match UnixStream::connect(&path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+        let ours = entry.file_type()?.is_socket() && entry.file_name().to_str().is_some_and(is_name);
+        match ours.then(|| UnixStream::connect(&path)) {
+            Some(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 info!(path = %path.display(), "removing the socket of a daemon that is gone");
                 fs::remove_file(&path)?;
+                swept.removed += 1;
             }
-            Ok(_) | Err(_) => {}
+            _ => swept.left.push(path),
         }
     }
-    Ok(())
+    Ok(swept)
+}
+
+/// Whether a socket is named as a daemon names it: by its UUID, with a dot before it until it is ready.
+fn is_name(name: &str) -> bool {
+    name.strip_prefix('.')
+        .unwrap_or(name)
+        .parse::<WorkerUuid>()
+        .is_ok()
 }
 
 #[cfg(test)]
@@ -170,8 +187,12 @@ mod tests {
         let stale = directory.path().join("11111111-2222-3333-4444-555555555555");
         drop(UnixListener::bind(&stale).unwrap());
         fs::write(directory.path().join("notes.txt"), "not a socket").unwrap();
+        drop(UnixListener::bind(directory.path().join("others.sock")).unwrap());
         let first = LocalSocket::bind(directory.path(), uuid(), None).unwrap();
-        assert!(!stale.exists() && directory.path().join("notes.txt").exists());
+        assert!(!stale.exists());
+        for others in ["notes.txt", "others.sock"] {
+            assert!(directory.path().join(others).exists(), "{others}");
+        }
         assert!(matches!(
             LocalSocket::bind(directory.path(), uuid(), None),
             Err(SocketError::InUse(_))

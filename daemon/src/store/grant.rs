@@ -174,9 +174,13 @@ impl BlockStore {
     }
 }
 
+/// Names of the tests' files in `tmp`.
+pub(super) const LEASE_TEST: &str = "lease-test";
+pub(super) const READ_ONLY_TEST: &str = "read-only-test";
+
 /// Makes sure that the file system can prove files free.
 pub(super) fn check_leases(layout: &Layout) -> Result<(), Error> {
-    let path = layout.temporary_file("lease-test");
+    let path = layout.temporary_file(LEASE_TEST);
     let test = || {
         let file = create_options().truncate(false).create(true).open(&path)?;
         std::fs::remove_file(&path)?;
@@ -207,7 +211,7 @@ enum Refused {
 fn test(layout: &Layout, read_only_path: &Path) -> Result<(), Refused> {
     let probe = Probe::create(layout).map_err(Refused::Store)?;
     let refused = |reason: String| Err(Refused::Path(reason));
-    let path = Layout::of(read_only_path).temporary_file(Probe::NAME);
+    let path = Layout::of(read_only_path).temporary_file(READ_ONLY_TEST);
     let file = match read_only_options().open(&path) {
         Ok(file) => file,
         Err(error) => {
@@ -255,10 +259,8 @@ struct Probe {
 }
 
 impl Probe {
-    const NAME: &str = "read-only-test";
-
     fn create(layout: &Layout) -> Result<Self, Error> {
-        let path = layout.temporary_file(Self::NAME);
+        let path = layout.temporary_file(READ_ONLY_TEST);
         let create = || -> io::Result<Inode> {
             let file = create_options().create_new(true).open(&path)?;
             Ok(Inode::of(&file.metadata()?))

@@ -11,7 +11,7 @@
 //!
 //! Directories have mode 0700, files 0600. Names come from ids and numbers only.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ use cachelet_protocol::block::BlockIndex;
 use cachelet_protocol::ids::{Epoch, FileId, ObjectId};
 use nix::libc;
 
-use super::Error;
-use super::block::Key;
+use super::block::{Inode, Key};
+use super::{Error, grant};
 
 /// The paths of one cache directory.
 #[derive(Debug, Clone)]
@@ -125,38 +125,18 @@ impl Layout {
     /// Takes the directory for this process, for as long as the returned file is open.
     pub(super) fn take_lock(&self, directory: &Path) -> Result<File, Error> {
         let path = self.lock();
-        let unusable = |error: io::Error| Error::Config {
-            key: "directory",
-            value: directory.display().to_string(),
-            reason: format!(
-                "cannot lock {}: {error}; make it a directory on a local disk that uid {} may write to",
-                path.display(),
-                nix::unistd::geteuid()
-            ),
-        };
-        let mut file = create_options()
-            .truncate(false)
-            .create(true)
-            .open(&path)
-            .map_err(unusable)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                let read = Read::take(&file, 20).read_to_string(&mut pid);
-                let known = read.is_ok() && !pid.trim().is_empty();
-                let pid = if known {
-                    pid.trim().to_owned()
-                } else {
-                    "unknown".to_owned()
-                };
-                return Err(Error::Locked {
-                    directory: directory.to_owned(),
-                    pid,
-                });
+        let mut file = loop {
+            let file = create_options()
+                .truncate(false)
+                .create(true)
+                .open(&path)
+                .map_err(|error| cannot_lock(directory, &error))?;
+            lock(&file, directory)?;
+            // The directory may have been wiped since the file was opened.
+            if is_lock(&file, &path) {
+                break file;
             }
-            Err(TryLockError::Error(error)) => return Err(unusable(error)),
-        }
+        };
         let write = file
             .set_len(0)
             .and_then(|()| writeln!(file, "{}", std::process::id()));
@@ -204,6 +184,71 @@ impl Layout {
         };
         write().map_err(|error| Error::io("write", path, error))
     }
+}
+
+/// Takes a lock file for as long as it is open, or says who has it.
+pub(super) fn lock(file: &File, directory: &Path) -> Result<(), Error> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let read = Read::take(file, 20).read_to_string(&mut pid);
+            let known = read.is_ok() && !pid.trim().is_empty();
+            let pid = if known {
+                pid.trim().to_owned()
+            } else {
+                "unknown".to_owned()
+            };
+            Err(Error::Locked {
+                directory: directory.to_owned(),
+                pid,
+            })
+        }
+        Err(TryLockError::Error(error)) => Err(cannot_lock(directory, &error)),
+    }
+}
+
+fn cannot_lock(directory: &Path, error: &io::Error) -> Error {
+    Error::Config {
+        key: "directory",
+        value: directory.display().to_string(),
+        reason: format!(
+            "cannot lock {}: {error}; make it a directory on a local disk that uid {} may write to",
+            Layout::of(directory).lock().display(),
+            nix::unistd::geteuid()
+        ),
+    }
+}
+
+/// Whether an open file is the one that is at `path` now.
+pub(super) fn is_lock(file: &File, path: &Path) -> bool {
+    let inode = |metadata: io::Result<Metadata>| metadata.ok().as_ref().map(Inode::of);
+    inode(file.metadata()).is_some_and(|ours| inode(std::fs::symlink_metadata(path)) == Some(ours))
+}
+
+/// The first byte of the ids that a shard is for, if its name is spelled as [`Layout::shard`] does.
+pub(super) fn parse_shard(name: &str) -> Option<u8> {
+    let byte = u8::from_str_radix(name, 16).ok()?;
+    (format!("{byte:02x}") == name).then_some(byte)
+}
+
+/// Whether a file in `tmp` is one that a daemon makes there: a block's to be, a replacement, or a test's.
+pub(super) fn is_temporary(name: &str) -> bool {
+    let replacement = matches!(name, "epoch.new" | "clean.new");
+    replacement || matches!(name, grant::LEASE_TEST | grant::READ_ONLY_TEST) || parse_file_id(name)
+}
+
+/// Whether a name is spelled as [`Layout::quarantined`] does.
+pub(super) fn is_quarantined(name: &str) -> bool {
+    let Some((order, block)) = name.split_once('-') else {
+        return false;
+    };
+    let first_byte = block.get(..2).and_then(parse_shard);
+    parse_file_id(order) && first_byte.is_some_and(|byte| Layout::parse_block(byte, block).is_some())
+}
+
+fn parse_file_id(name: &str) -> bool {
+    u64::from_str_radix(name, 16).is_ok_and(|id| format!("{id:016x}") == name)
 }
 
 /// Options for a file of our own: mode 0600, no symbolic links followed.

@@ -34,6 +34,9 @@ struct Arguments {
     /// Directory of the daemon's socket.
     #[arg(long, default_value = cachelet_client::DEFAULT_SOCKET_DIR)]
     socket_dir: PathBuf,
+    /// Go straight to the origin: what a reader without Cachelet would have got.
+    #[arg(long)]
+    direct: bool,
     /// Objects to read, all of one bucket.
     #[arg(required = true)]
     objects: Vec<ObjectPath>,
@@ -79,8 +82,12 @@ fn main() -> ExitCode {
         }
     };
     std::thread::scope(|scope| {
-        scope.spawn(|| reader.read_anew());
-        scope.spawn(|| reader.read_held());
+        if arguments.direct {
+            scope.spawn(|| reader.read_directly());
+        } else {
+            scope.spawn(|| reader.read_anew());
+            scope.spawn(|| reader.read_held());
+        }
         loop {
             std::thread::sleep(Duration::from_secs(1));
             println!("{}", reader.report());
@@ -203,12 +210,24 @@ impl Reader {
         }
     }
 
+    fn read_directly(&self) {
+        for turn in 0.. {
+            let known = &self.objects[turn % self.objects.len()];
+            self.read_origin(known, known.some_offset(), &self.counts.origin);
+            std::thread::sleep(PAUSE);
+        }
+    }
+
     /// What the origin could serve is served.
     fn fall_back(&self, known: &Known, offset: u64, error: &Error, served: &AtomicU64) {
         *self.counts.last_refusal.lock().expect("no holder panics") = error.to_string();
         if !error.should_use_origin() {
             return count(&self.counts.failed, 1);
         }
+        self.read_origin(known, offset, served);
+    }
+
+    fn read_origin(&self, known: &Known, offset: u64, served: &AtomicU64) {
         let range = offset..offset + known.length_at(offset);
         match self.runtime.block_on(self.store.get_range(&known.key, range)) {
             Ok(bytes) => {
