@@ -510,7 +510,7 @@ fn what_is_held_is_opened_and_read_without_a_message_and_nothing_else_is() {
         through.extend_from_slice(piece);
         Ok(())
     };
-    let scratch = &mut [0; 100_000];
+    let scratch = &mut [0; 10_000];
     let read = held.read_held_through(MIB, 3 * MIB, scratch, &mut sink).unwrap();
     assert_eq!(read, Some(3 * MIB));
     assert_eq!(
