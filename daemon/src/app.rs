@@ -145,7 +145,7 @@ impl App {
 
         let peers = match (&config.locality, &config.remote, &secret) {
             (Some(locality), Some(remote), Some(secret)) => Some(Peers::new(
-                Holders::new(&locality.service)?,
+                Holders::new(&locality.service, metrics.clone())?,
                 identity.uuid,
                 identity.zone.clone(),
                 secret.clone(),

@@ -21,6 +21,8 @@ pub struct Metrics {
     pub fetches: Family<FetchLabels, Counter>,
     /// Holders that a fetch left out, by what is wrong with them.
     pub peer_skips: Family<PeerSkipLabels, Counter>,
+    /// Fetches that asked no peer, because the locality service was not asked who holds what.
+    pub service_skips: Counter,
     /// Peers that are left out now.
     pub peers_left_out: Gauge,
     /// Requests, by kind.
@@ -96,11 +98,11 @@ label_values! {
 }
 
 label_values! {
-    /// Why a peer is left out.
-    PeerTrouble {
-        /// It did not answer in time.
+    /// Why somebody is not asked.
+    Trouble {
+        /// No answer in time.
         Silent = "silent",
-        /// Its connections broke, again and again.
+        /// Connections broke, again and again.
         Broken = "broken",
     }
 }
@@ -146,7 +148,7 @@ pub struct FetchLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PeerSkipLabels {
     /// What is wrong with the peer.
-    pub reason: PeerTrouble,
+    pub reason: Trouble,
 }
 
 /// Label of [`Metrics::requests`].
@@ -201,6 +203,11 @@ impl Metrics {
             "peer_skips",
             "Peers that a fetch left out, by what is wrong with them",
             metrics.peer_skips.clone(),
+        );
+        registry.register(
+            "service_skips",
+            "Fetches that did not ask the locality service for holders, because it does not answer",
+            metrics.service_skips.clone(),
         );
         registry.register(
             "peers_left_out",
@@ -258,7 +265,7 @@ impl Metrics {
     }
 
     /// Counts a peer that a fetch left out.
-    pub fn count_peer_skip(&self, reason: PeerTrouble) {
+    pub fn count_peer_skip(&self, reason: Trouble) {
         self.peer_skips.get_or_create(&PeerSkipLabels { reason }).inc();
     }
 

@@ -26,7 +26,7 @@ use tokio::time::{sleep, timeout};
 use super::OpenObject;
 use super::health::{Health, Request};
 use crate::connection::{FrameReader, FrameWriter, ReadError, Stream};
-use crate::metrics::{Metrics, PeerTrouble};
+use crate::metrics::{Metrics, Trouble};
 use crate::report::Holders;
 
 /// Peers asked for one fetch before the origin is.
@@ -57,10 +57,10 @@ pub(super) enum Error {
 
 impl Error {
     /// What it says about the peer; `None` if the peer answered, or was not waited for.
-    fn trouble(&self) -> Option<PeerTrouble> {
+    fn trouble(&self) -> Option<Trouble> {
         match self {
-            Self::Timeout(_) => Some(PeerTrouble::Silent),
-            Self::Io(_) | Self::Read(_) | Self::Protocol(_) | Self::Decode(_) => Some(PeerTrouble::Broken),
+            Self::Timeout(_) => Some(Trouble::Silent),
+            Self::Io(_) | Self::Read(_) | Self::Protocol(_) | Self::Decode(_) => Some(Trouble::Broken),
             Self::Refused { .. } | Self::LeftOut => None,
         }
     }

@@ -1,4 +1,4 @@
-//! Peers that hang: they cost the time to a first byte once, not every fetch.
+//! Peers and a locality service that hang: they cost one wait, not one for every fetch.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use cachelet_tests::{Worker, wait_until};
 use nix::sys::signal::Signal;
 
 use super::support::{
-    DEADLINE, MIB, assert_content, exact_client_of, open, over_s3, put, read_range, sha256_through,
+    DEADLINE, MIB, assert_content, client_of, exact_client_of, open, over_s3, put, read_range, sha256_through,
 };
 
 const SEED: u64 = 310;
@@ -89,4 +89,40 @@ fn a_hanging_peer_costs_all_fetches_together_one_wait_and_is_asked_again_when_it
     let log = cluster.worker(0).process().log();
     assert!(log.contains("the peer does not answer"), "{log}");
     assert!(log.contains("the peer answers again"), "{log}");
+}
+
+#[test]
+fn a_hanging_service_costs_cold_reads_one_wait_and_peers_are_asked_again_when_it_answers() {
+    const OBJECTS: u64 = 20;
+    let (bucket, cluster) = over_s3();
+    let mut cluster = cluster.nodes(2).lease(Duration::from_mins(2)).start();
+    // Each is a question of its own.
+    let objects: Vec<_> = (0..OBJECTS)
+        .map(|index| put(&bucket, &format!("cold {index}"), SEED + index, 100_000))
+        .collect();
+    let (path, stored) = put(&bucket, "on the peer", SEED, MIB);
+    assert_eq!(sha256_through(cluster.worker(1), &path), stored.sha256);
+    cluster.wait_until_resident(&path, 1);
+
+    cluster.service_mut().process().signal(Signal::SIGSTOP);
+    let began = Instant::now();
+    for (path, stored) in &objects {
+        assert_eq!(sha256_through(cluster.worker(0), path), stored.sha256);
+    }
+    let took = began.elapsed();
+    let skips = counted(cluster.worker(0), "cachelet_service_skips_total");
+    // The first one waited, and perhaps a few that tried again.
+    assert!(skips >= OBJECTS - 5, "{skips} of {OBJECTS} fetches did not ask");
+    println!("{OBJECTS} cold reads took {took:?}, {skips} did not ask the service");
+
+    cluster.service_mut().process().signal(Signal::SIGCONT);
+    wait_until(DEADLINE, "the peer is found again", || {
+        let worker = cluster.worker(0);
+        let forgotten = client_of(worker).invalidate(&path.parse().expect("a valid path"), None);
+        forgotten.expect("the worker serves");
+        assert_eq!(sha256_through(worker, &path), stored.sha256);
+        worker.count("/fill_bytes/peer") > 0
+    });
+    let log = cluster.worker(0).process().log();
+    assert!(log.contains("the locality service answers again"), "{log}");
 }
