@@ -174,7 +174,11 @@ fn a_cache_with_hardly_any_room_and_a_daemon_that_hangs_from_the_start_fail_no_t
         session.open(&root);
         expected.check("a daemon that hangs from the start, first", &mut session, || {});
         expected.check("a daemon that hangs from the start, again", &mut session, || {});
-        expected.check("a daemon that hangs from the start, once more", &mut session, || {});
+        expected.check(
+            "a daemon that hangs from the start, once more",
+            &mut session,
+            || {},
+        );
         let (log, summary) = session.end();
         println!("  {summary:?}");
         cluster.worker(1).process().signal(Signal::SIGCONT);
