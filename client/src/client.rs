@@ -75,6 +75,14 @@ impl OpenRequest {
             ..self
         }
     }
+
+    fn key(&self) -> Key {
+        Key {
+            path: self.path.clone(),
+            version_id: self.version_id.clone(),
+            fingerprint: self.fingerprint,
+        }
+    }
 }
 
 /// What is opened, whatever its generation.
@@ -195,11 +203,7 @@ impl Client {
     /// Opens an object. Costs no message if the same generation is open already and the caller named it.
     pub fn open(&self, request: &OpenRequest) -> Result<Object, Error> {
         let shared = &self.shared;
-        let key = Key {
-            path: request.path.clone(),
-            version_id: request.version_id.clone(),
-            fingerprint: request.fingerprint,
-        };
+        let key = request.key();
         if let Some(object) = shared.find_open(&key, request.generation.as_ref()) {
             Counters::add(&shared.counters.opens_shared, 1);
             return Ok(object);
@@ -215,6 +219,15 @@ impl Client {
                 result => return result,
             }
         }
+    }
+
+    /// The object, if this process has just this generation open; never a message. `None` also without a generation.
+    pub fn open_held(&self, request: &OpenRequest) -> Option<Object> {
+        let key = request.key();
+        let generation = request.generation.as_ref()?;
+        let object = self.shared.find_open(&key, Some(generation))?;
+        Counters::add(&self.shared.counters.opens_shared, 1);
+        Some(object)
     }
 
     /// Asks the daemon to forget every block of an object; says how many it forgot.

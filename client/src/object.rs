@@ -121,6 +121,67 @@ impl Object {
         Ok(length)
     }
 
+    /// Whether this process holds every byte of a range: [`read_held_at`](Self::read_held_at) would give them now.
+    pub fn holds(&self, range: Range<u64>) -> bool {
+        if range.end > self.size_bytes() {
+            return false;
+        }
+        self.inner.whole.is_some()
+            || self
+                .inner
+                .table
+                .block_size()
+                .split(range)
+                .all(|(block, part)| self.inner.holds(block, part))
+    }
+
+    /// As [`read_at`](Self::read_at), but only from what this process holds already: no message, no wait, no readahead,
+    /// whatever the daemon does. `None`: it does not hold all of it, and `buf`'s content means nothing.
+    pub fn read_held_at(&self, buf: &mut [u8], offset: u64) -> Option<usize> {
+        let length = self.size_bytes().saturating_sub(offset).min(buf.len() as u64);
+        let buf = &mut buf[..length as usize];
+        if self.read_at_hand(buf, offset) {
+            return Some(length as usize);
+        }
+        if !self.holds(offset..offset + length) {
+            return None;
+        }
+        let mut rest = buf;
+        for (block, part) in self.inner.table.block_size().split(offset..offset + length) {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut((part.end - part.start) as usize);
+            rest = later;
+            if !self.inner.read_held(&self.shared, block, now, part.start) {
+                return None;
+            }
+        }
+        Some(length as usize)
+    }
+
+    /// As [`read_through`](Self::read_through), with the limits of [`read_held_at`](Self::read_held_at); `sink` may have
+    /// been given bytes when it says `None`.
+    pub fn read_held_through<E>(
+        &self,
+        offset: u64,
+        length: u64,
+        scratch: &mut [u8],
+        mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Option<u64>, E> {
+        let end = self.size_bytes().min(offset.saturating_add(length));
+        if !self.holds(offset.min(end)..end) {
+            return Ok(None);
+        }
+        let mut at = offset;
+        while at < end && !scratch.is_empty() {
+            let piece = (end - at).min(scratch.len() as u64) as usize;
+            let Some(read) = self.read_held_at(&mut scratch[..piece], at) else {
+                return Ok(None);
+            };
+            sink(&scratch[..read])?;
+            at += read as u64;
+        }
+        Ok(Some(at - offset))
+    }
+
     /// Reads many ranges, each from its offset on and exactly as long as its buffer. What is not at hand is asked for
     /// all at once. No stream: it neither follows nor causes readahead.
     ///

@@ -472,3 +472,56 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_held_is_opened_and_read_without_a_message_and_nothing_else_is() {
+    // Two blocks, of which the first is held whole and the second not at all.
+    let (daemon, bytes) = with_object(6 * MIB);
+    let client = Client::new(Options {
+        readahead_bytes: 0,
+        ..daemon.options()
+    });
+    let object = client.open(&request().with_first_range(0..MIB)).unwrap();
+    let known = request().with_generation(object.generation().clone());
+    object.read_exact_at(&mut vec![0; 4 * MIB as usize], 0).unwrap();
+    // It hangs.
+    daemon.hook(|_, _, _| Answer::Done);
+    let before = client.stats();
+
+    let held = client.open_held(&known).expect("it is open");
+    assert!(client.open_held(&request()).is_none(), "which generation?");
+    let other = Generation {
+        etag: Etag::new("etag-2".to_owned()).unwrap(),
+        size_bytes: 6 * MIB,
+    };
+    assert!(client.open_held(&request().with_generation(other)).is_none());
+
+    let mut buf = vec![0; 3 * MIB as usize];
+    assert_eq!(held.read_held_at(&mut buf, MIB), Some(buf.len()));
+    assert!(buf == bytes[MIB as usize..][..buf.len()], "wrong bytes");
+    assert_eq!(
+        held.read_held_at(&mut buf, MIB + 1),
+        None,
+        "the last byte is not held"
+    );
+    assert_eq!(held.read_held_at(&mut buf, 6 * MIB), Some(0));
+    let mut through = Vec::new();
+    let mut sink = |piece: &[u8]| -> Result<(), Error> {
+        through.extend_from_slice(piece);
+        Ok(())
+    };
+    let scratch = &mut [0; 10_000];
+    let read = held.read_held_through(MIB, 3 * MIB, scratch, &mut sink).unwrap();
+    assert_eq!(read, Some(3 * MIB));
+    assert_eq!(
+        held.read_held_through(3 * MIB, 2 * MIB, scratch, &mut sink)
+            .unwrap(),
+        None
+    );
+    assert!(through == bytes[MIB as usize..][..through.len()], "wrong bytes");
+    assert!(held.holds(0..4 * MIB) && !held.holds(0..4 * MIB + 1) && !held.holds(0..7 * MIB));
+
+    let after = client.stats();
+    assert_eq!(after.messages_sent, before.messages_sent);
+    assert_eq!(after.local_bytes - before.local_bytes, 6 * MIB);
+}

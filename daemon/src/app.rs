@@ -145,11 +145,12 @@ impl App {
 
         let peers = match (&config.locality, &config.remote, &secret) {
             (Some(locality), Some(remote), Some(secret)) => Some(Peers::new(
-                Holders::new(&locality.service)?,
+                Holders::new(&locality.service, metrics.clone())?,
                 identity.uuid,
                 identity.zone.clone(),
                 secret.clone(),
                 remote.peer_first_byte_timeout,
+                metrics.clone(),
             )),
             _ => None,
         };
@@ -533,6 +534,9 @@ impl Status {
                 .set(bytes);
         }
         metrics.blocks.set(ledger.blocks);
+        metrics
+            .peers_left_out
+            .set(self.context.filler.peers_left_out() as i64);
         metrics.sessions.set(self.context.sessions.len() as i64);
     }
 }
@@ -633,6 +637,7 @@ impl Facts for Status {
                 "origin": context.metrics.filled_so_far(Source::Origin),
             },
             "fetches_in_flight": context.filler.in_flight(),
+            "peers_left_out": context.filler.peers_left_out(),
             "sessions": context.sessions.len(),
             "stores": self.registration.stores.iter().map(|store| json!({
                 "name": store.name, "scheme": store.scheme, "identity": store.identity, "buckets": store.buckets,

@@ -6,6 +6,7 @@
 
 mod fetch;
 mod flight;
+mod health;
 mod peer;
 
 use std::collections::HashMap;
@@ -241,6 +242,11 @@ impl Filler {
         self.shared.cancel.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+    }
+
+    /// Peers that are left out at the moment, because they do not answer.
+    pub fn peers_left_out(&self) -> usize {
+        self.shared.fetcher.peers.as_ref().map_or(0, Peers::left_out)
     }
 
     /// Fetches under way now.

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod app;
+mod breaker;
 pub mod config;
 mod connection;
 pub mod fill;

@@ -19,6 +19,12 @@ pub struct Metrics {
     pub fill_bytes: Family<FillLabels, Counter>,
     /// Fetches of page ranges, by where they were asked for and how that ended.
     pub fetches: Family<FetchLabels, Counter>,
+    /// Holders that a fetch left out, by what is wrong with them.
+    pub peer_skips: Family<PeerSkipLabels, Counter>,
+    /// Fetches that asked no peer, because the locality service was not asked who holds what.
+    pub service_skips: Counter,
+    /// Peers that are left out now.
+    pub peers_left_out: Gauge,
     /// Requests, by kind.
     pub requests: Family<RequestLabels, Counter>,
     /// Answers that sent the caller to the origin, by reason.
@@ -92,6 +98,16 @@ label_values! {
 }
 
 label_values! {
+    /// Why somebody is not asked.
+    Trouble {
+        /// No answer in time.
+        Silent = "silent",
+        /// Connections broke, again and again.
+        Broken = "broken",
+    }
+}
+
+label_values! {
     /// What bytes of the cache directory are.
     CacheState {
         /// In block files that can be found.
@@ -126,6 +142,13 @@ pub struct FetchLabels {
     pub source: Source,
     /// How that ended.
     pub outcome: Outcome,
+}
+
+/// Label of [`Metrics::peer_skips`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PeerSkipLabels {
+    /// What is wrong with the peer.
+    pub reason: Trouble,
 }
 
 /// Label of [`Metrics::requests`].
@@ -176,6 +199,21 @@ impl Metrics {
             "Fetches of page ranges, by source and outcome",
             metrics.fetches.clone(),
         );
+        registry.register(
+            "peer_skips",
+            "Peers that a fetch left out, by what is wrong with them",
+            metrics.peer_skips.clone(),
+        );
+        registry.register(
+            "service_skips",
+            "Fetches that did not ask the locality service for holders, because it does not answer",
+            metrics.service_skips.clone(),
+        );
+        registry.register(
+            "peers_left_out",
+            "Peers left out now, because they do not answer",
+            metrics.peers_left_out.clone(),
+        );
         registry.register("requests", "Requests, by kind", metrics.requests.clone());
         registry.register(
             "bypasses",
@@ -224,6 +262,11 @@ impl Metrics {
     /// Counts a fetch.
     pub fn count_fetch(&self, source: Source, outcome: Outcome) {
         self.fetches.get_or_create(&FetchLabels { source, outcome }).inc();
+    }
+
+    /// Counts a peer that a fetch left out.
+    pub fn count_peer_skip(&self, reason: Trouble) {
+        self.peer_skips.get_or_create(&PeerSkipLabels { reason }).inc();
     }
 
     /// Counts a request.

@@ -18,11 +18,14 @@ use cachelet_protocol::grpc::locality_client::LocalityClient;
 use cachelet_protocol::ids::{Generation, ObjectName};
 use cachelet_protocol::residency::Residency;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{info, warn};
 
+use crate::breaker::Breaker;
+use crate::metrics::{Metrics, Trouble};
 use inventory::Inventory;
 
 /// Changes are collected for this long before they are sent.
@@ -169,13 +172,15 @@ async fn resolve(service: &str) -> Result<Vec<SocketAddr>, String> {
 pub struct Holders {
     client: LocalityClient<Channel>,
     recent: Arc<Mutex<Answers>>,
+    breaker: Arc<Mutex<Breaker>>,
+    metrics: Metrics,
 }
 
 /// A segment whose holders are asked for: path id, etag, size, segment.
 type SegmentQuestion = (Vec<u8>, String, u64, u32);
 
 /// Answers, and when they came.
-type Answers = HashMap<SegmentQuestion, (tokio::time::Instant, Vec<grpc::Holder>)>;
+type Answers = HashMap<SegmentQuestion, (Instant, Vec<grpc::Holder>)>;
 
 /// How long an answer is used.
 const ANSWER_AGE: Duration = Duration::from_secs(1);
@@ -186,17 +191,19 @@ const MAX_ANSWERS: usize = 4096;
 
 impl Holders {
     /// Asks the service at `service` (a URL), connecting when first needed.
-    pub fn new(service: &str) -> Result<Self, tonic::transport::Error> {
+    pub fn new(service: &str, metrics: Metrics) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(service.to_owned())?
             .connect_timeout(QUESTION_TIMEOUT)
             .timeout(QUESTION_TIMEOUT);
         Ok(Self {
             client: LocalityClient::new(endpoint.connect_lazy()),
             recent: Arc::default(),
+            breaker: Arc::new(Mutex::new(Breaker::new(Instant::now()))),
+            metrics,
         })
     }
 
-    /// The live workers that hold something of a segment; none if the service does not answer in time.
+    /// The live workers that hold something of a segment; none if the service does not answer in time, or lately did not.
     pub async fn of(&self, request: grpc::LocateRequest) -> Vec<grpc::Holder> {
         let question = (
             request.path_id.clone(),
@@ -204,15 +211,14 @@ impl Holders {
             request.size_bytes,
             request.segment,
         );
-        let now = tokio::time::Instant::now();
+        let now = Instant::now();
         if let Some((at, holders)) = self.answers().get(&question)
             && now - *at < ANSWER_AGE
         {
             return holders.clone();
         }
-        let holders = match self.client.clone().locate(request).await {
-            Ok(reply) => reply.into_inner().holders,
-            Err(_) => Vec::new(),
+        let Some(holders) = self.ask(request, now).await else {
+            return Vec::new();
         };
         let mut answers = self.answers();
         if answers.len() >= MAX_ANSWERS {
@@ -223,6 +229,46 @@ impl Holders {
         }
         answers.insert(question, (now, holders.clone()));
         holders
+    }
+
+    /// What the service says. `None`: it did not answer, or is not asked at the moment.
+    async fn ask(&self, request: grpc::LocateRequest, now: Instant) -> Option<Vec<grpc::Holder>> {
+        let Some(period) = self.breaker().admit(now) else {
+            self.metrics.service_skips.inc();
+            return None;
+        };
+        let outcome = self.client.clone().locate(request).await;
+        let (now, waited) = (Instant::now(), now.elapsed());
+        let mut breaker = self.breaker();
+        let problem = match outcome {
+            Ok(reply) => {
+                if breaker.answered(period, now) {
+                    info!("the locality service answers again; peers are asked as before");
+                }
+                return Some(reply.into_inner().holders);
+            }
+            Err(problem) => problem,
+        };
+        let trouble = if waited < QUESTION_TIMEOUT {
+            Trouble::Broken
+        } else {
+            Trouble::Silent
+        };
+        let was_open = breaker.is_open();
+        if let Some(skip) = breaker.failed(period, trouble, now, rand::random_range(0.5..1.0))
+            && !was_open
+        {
+            warn!(
+                problem = problem.message(),
+                skip_ms = skip.as_millis(),
+                "the locality service does not say who holds what; fetches go to the origin, and one asks again later"
+            );
+        }
+        None
+    }
+
+    fn breaker(&self) -> std::sync::MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn answers(&self) -> std::sync::MutexGuard<'_, Answers> {

@@ -13,7 +13,7 @@ use crate::{Process, S3Server, TestDir, free_port, wait_until};
 
 /// How long a process may take to be ready, or a state to come about.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// The lease of workers in test clusters.
+/// The lease of workers in test clusters, unless said.
 pub const LEASE: Duration = Duration::from_secs(2);
 
 /// What a cluster is to be. See [`Cluster::of`].
@@ -28,7 +28,9 @@ pub struct ClusterBuilder {
     extra: String,
     cache_extra: String,
     local_extra: String,
+    remote_extra: String,
     with_service: bool,
+    lease: Duration,
 }
 
 /// How a worker's read-only path is set up.
@@ -99,6 +101,13 @@ impl ClusterBuilder {
         self
     }
 
+    /// Further keys of the workers' `[remote]`.
+    pub fn remote_config(mut self, toml: &str) -> Self {
+        self.remote_extra.push_str(toml);
+        self.remote_extra.push('\n');
+        self
+    }
+
     /// Further keys of the `[[store]]` table.
     pub fn store_config(mut self, toml: &str) -> Self {
         self.store.push_str(toml);
@@ -112,11 +121,17 @@ impl ClusterBuilder {
         self
     }
 
+    /// The lease of workers; [`LEASE`] unless said.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
     /// Starts everything and waits until it is ready.
     pub fn start(self) -> Cluster {
         let dir = TestDir::new("cl");
         dir.create_dir("logs");
-        let service = self.with_service.then(|| Service::new(&dir));
+        let service = self.with_service.then(|| Service::new(&dir, self.lease));
         std::fs::write(dir.join("secret"), "a secret of this test cluster").expect("the directory is ours");
         let workers = (0..self.nodes)
             .map(|index| Worker::new(&self, &dir, index, service.as_ref()))
@@ -227,7 +242,9 @@ impl ClusterBuilder {
             extra: String::new(),
             cache_extra: String::new(),
             local_extra: String::new(),
+            remote_extra: String::new(),
             with_service: true,
+            lease: LEASE,
         }
     }
 }
@@ -249,9 +266,9 @@ pub struct Service {
 }
 
 impl Service {
-    fn new(dir: &TestDir) -> Self {
+    fn new(dir: &TestDir, lease: Duration) -> Self {
         let config = dir.join("service.toml");
-        let text = format!("lease = \"{}s\"\nheartbeat = \"300ms\"\n", LEASE.as_secs());
+        let text = format!("lease = \"{}s\"\nheartbeat = \"300ms\"\n", lease.as_secs());
         std::fs::write(&config, text).expect("the directory is ours");
         let mut service = Self {
             http: format!("127.0.0.1:{}", free_port()),
@@ -364,7 +381,7 @@ impl Worker {
             "[worker]\nnode_name = \"{node}\"\n\
              [cache]\ndirectory = \"{cache}\"\n{grants}\nquota = \"{quota}\"\nmin_free_percent = 1\nblock_size = \"{block_size}\"\n{cache_extra}\
              [local]\nsocket_dir = \"{sockets}\"\n{local_extra}\
-             [remote]\nlisten = \"{address}:0\"\nsecret_file = \"{secret}\"\n\
+             [remote]\nlisten = \"{address}:0\"\nsecret_file = \"{secret}\"\n{remote_extra}\
              [admin]\nlisten = \"{address}:0\"\ndrain_timeout = \"10s\"\n\
              {locality}{extra}\
              [[store]]\nauthorization = \"{authorization}\"\n{store}",
@@ -374,6 +391,7 @@ impl Worker {
             cache_extra = cluster.cache_extra,
             sockets = sockets.display(),
             local_extra = cluster.local_extra,
+            remote_extra = cluster.remote_extra,
             secret = dir.join("secret").display(),
             extra = cluster.extra,
             authorization = cluster.authorization,

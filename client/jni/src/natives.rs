@@ -203,6 +203,7 @@ extern "system" fn Java_io_cachelet_client_Native_open<'local>(
     fingerprint: JByteArray<'local>,
     first_offset: jlong,
     first_length: jlong,
+    held_only: jboolean,
 ) -> jlong {
     call(env, |env| {
         let path: ObjectPath = text(env, &uri)?.parse()?;
@@ -229,6 +230,9 @@ extern "system" fn Java_io_cachelet_client_Native_open<'local>(
                 .transpose()?,
             first_range: (first_length > 0).then(|| first_offset..first_offset.saturating_add(first_length)),
         };
+        if held_only {
+            return Ok(open::open_held(client, &request)?.unwrap_or(NOT_OPEN));
+        }
         let handle = open::open(client, &request)?;
         let checked = check_generation(&request, etag.as_ref(), size_bytes, handle);
         if checked.is_err() {
@@ -300,6 +304,7 @@ extern "system" fn Java_io_cachelet_client_Native_readArray<'local>(
     array: JByteArray<'local>,
     offset: jint,
     length: jint,
+    held_only: jboolean,
 ) -> jint {
     call(env, |env| {
         let position = unsigned(position)?;
@@ -311,17 +316,18 @@ extern "system" fn Java_io_cachelet_client_Native_readArray<'local>(
                 chunk.resize(most, 0);
             }
             let mut at = start;
-            let read = opened.object.read_through(
-                position,
-                length as u64,
-                &mut chunk[..most],
-                |bytes| -> Result<(), Failure> {
-                    array.set_region(env, at as jint, signed(bytes))?;
-                    at += bytes.len();
-                    Ok(())
-                },
-            )?;
-            Ok(read_or_end(read as usize, length))
+            let sink = |bytes: &[u8]| -> Result<(), Failure> {
+                array.set_region(env, at as jint, signed(bytes))?;
+                at += bytes.len();
+                Ok(())
+            };
+            let (object, scratch) = (&opened.object, &mut chunk[..most]);
+            let read = if held_only {
+                object.read_held_through(position, length as u64, scratch, sink)?
+            } else {
+                Some(object.read_through(position, length as u64, scratch, sink)?)
+            };
+            Ok(read.map_or(NOT_HELD, |read| read_or_end(read as usize, length)))
         })
     })
 }
@@ -335,13 +341,33 @@ extern "system" fn Java_io_cachelet_client_Native_readDirect<'local>(
     buffer: JByteBuffer<'local>,
     offset: jint,
     length: jint,
+    held_only: jboolean,
 ) -> jint {
     call(env, |env| {
         let position = unsigned(position)?;
         let opened = open::object(object)?;
         let mut memory = Memory::of(env, &buffer, offset, length)?;
-        let read = opened.object.read_at(memory.as_mut(), position)?;
-        Ok(read_or_end(read, memory.length))
+        let read = if held_only {
+            opened.object.read_held_at(memory.as_mut(), position)
+        } else {
+            Some(opened.object.read_at(memory.as_mut(), position)?)
+        };
+        Ok(read.map_or(NOT_HELD, |read| read_or_end(read, memory.length)))
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_io_cachelet_client_Native_holds<'local>(
+    env: EnvUnowned<'local>,
+    _class: JClass<'local>,
+    object: jlong,
+    position: jlong,
+    length: jlong,
+) -> jboolean {
+    call(env, |_| {
+        let start = unsigned(position)?;
+        let end = start.saturating_add(unsigned(length)?);
+        Ok(open::object(object)?.object.holds(start..end))
     })
 }
 
@@ -419,6 +445,11 @@ extern "system" fn Java_io_cachelet_client_Native_closeObject<'local>(
         Ok(())
     });
 }
+
+/// What opening returns in Java where only what is open is wanted, and it is not.
+const NOT_OPEN: jlong = 0;
+/// What a read returns in Java where only what is held is wanted, and it is not.
+const NOT_HELD: jint = -2;
 
 /// What a read returns in Java: -1 where nothing is left.
 fn read_or_end(read: usize, asked: usize) -> jint {

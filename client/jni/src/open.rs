@@ -42,6 +42,19 @@ pub(crate) fn object(handle: i64) -> Result<Found<OpenObject>, Failure> {
 pub(crate) fn open(client_handle: i64, request: &OpenRequest) -> Result<i64, Failure> {
     let opener = client(client_handle)?;
     let object = opener.client.open(request)?;
+    enter(client_handle, &opener, object)
+}
+
+/// `None`: the client does not have it open.
+pub(crate) fn open_held(client_handle: i64, request: &OpenRequest) -> Result<Option<i64>, Failure> {
+    let opener = client(client_handle)?;
+    let object = opener.client.open_held(request);
+    object
+        .map(|object| enter(client_handle, &opener, object))
+        .transpose()
+}
+
+fn enter(client_handle: i64, opener: &OpenClient, object: Object) -> Result<i64, Failure> {
     let opened = OpenObject {
         object,
         client: client_handle,

@@ -253,6 +253,13 @@ impl Inner {
         grant.covers(offset, buf.len() as u64) && self.read_grant(shared, slot, grant, buf, offset)
     }
 
+    /// Whether a range (not empty) of one block is present in a held descriptor.
+    pub(super) fn holds(&self, block: BlockIndex, range: Range<u64>) -> bool {
+        let covers = |grant: &Arc<Grant>| grant.covers(range.start, range.end - range.start);
+        let slot = self.table.touched(block);
+        slot.is_some_and(|slot| slot.grant.load().as_ref().is_some_and(covers))
+    }
+
     /// One read on a held descriptor. On false the grant was closed: it gave no bytes, or wrong ones.
     #[inline]
     fn read_grant(

@@ -1,7 +1,8 @@
 //! Pages from other workers: who holds them, and reading them over TCP.
 //!
 //! A peer proves what it sends: every page comes with its word, which is re-derived here from the bytes and from the object
-//! that was asked for. A page that does not match is thrown away and the connection with it.
+//! that was asked for. A page that does not match is thrown away and the connection with it. A peer that does not answer
+//! is left out for a while ([`health`](super::health)).
 
 use std::collections::HashMap;
 use std::io;
@@ -20,10 +21,12 @@ use cachelet_protocol::wire::{
     decode_page_prefix, encode,
 };
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::OpenObject;
+use super::health::{Health, Request};
 use crate::connection::{FrameReader, FrameWriter, ReadError, Stream};
+use crate::metrics::{Metrics, Trouble};
 use crate::report::Holders;
 
 /// Peers asked for one fetch before the origin is.
@@ -48,17 +51,39 @@ pub(super) enum Error {
     Protocol(&'static str),
     #[error("the peer sent a message that cannot be read: {0}")]
     Decode(#[from] DecodeError),
+    #[error("the peer is left out: it did not answer another fetch")]
+    LeftOut,
+}
+
+impl Error {
+    /// What it says about the peer; `None` if the peer answered, or was not waited for.
+    fn trouble(&self) -> Option<Trouble> {
+        match self {
+            Self::Timeout(_) => Some(Trouble::Silent),
+            Self::Io(_) | Self::Read(_) | Self::Protocol(_) | Self::Decode(_) => Some(Trouble::Broken),
+            Self::Refused { .. } | Self::LeftOut => None,
+        }
+    }
 }
 
 /// A worker that holds something of a block.
 #[derive(Debug, Clone)]
 pub(super) struct Holder {
     pub(super) node: String,
-    address: String,
+    pub(super) address: String,
     residency: Residency,
 }
 
 impl Holder {
+    #[cfg(test)]
+    pub(super) fn at(address: &str) -> Self {
+        Self {
+            node: "a peer".to_owned(),
+            address: address.to_owned(),
+            residency: Residency::All,
+        }
+    }
+
     /// The pages worth asking it for. A holder of some pages is asked for all: it sends what it has, in order, and says
     /// where it stops.
     pub(super) fn pages_of(&self, block_length: u64) -> PageSet {
@@ -83,8 +108,12 @@ struct Shared {
     zone: String,
     secret: String,
     first_byte: Duration,
+    health: Health,
     idle: Mutex<HashMap<String, Vec<Connection>>>,
 }
+
+/// One frame's header and payload.
+type Frame = (FrameHeader, Vec<u8>);
 
 #[derive(Debug)]
 struct Connection {
@@ -100,6 +129,7 @@ impl Peers {
         zone: String,
         secret: String,
         first_byte: Duration,
+        metrics: Metrics,
     ) -> Self {
         let shared = Shared {
             holders,
@@ -107,6 +137,7 @@ impl Peers {
             zone,
             secret,
             first_byte,
+            health: Health::new(metrics),
             idle: Mutex::default(),
         };
         Self {
@@ -114,7 +145,12 @@ impl Peers {
         }
     }
 
-    /// The workers of our zone that hold something of a block, the fullest first.
+    /// How many peers are left out at the moment, because they do not answer.
+    pub fn left_out(&self) -> usize {
+        self.shared.health.skipped_now()
+    }
+
+    /// The workers of our zone that hold something of a block and answer, the fullest first.
     pub(super) async fn holders(
         &self,
         object: &OpenObject,
@@ -148,7 +184,7 @@ impl Peers {
                 node: holder.node,
                 address: holder.data_address,
             })
-            .filter(|holder| holder.residency != Residency::None)
+            .filter(|holder| holder.residency != Residency::None && !self.shared.health.skips(holder))
             .collect();
         holders.sort_by(|a, b| b.residency.cmp(&a.residency).then_with(|| a.node.cmp(&b.node)));
         holders.truncate(PEERS_PER_FETCH);
@@ -181,8 +217,17 @@ impl Peers {
             flags: 0,
         };
         let frame = encode(&read, 0, 1);
-        let pages = |connection, first| PeerPages {
+        let request = self.shared.health.admit(holder).ok_or(Error::LeftOut)?;
+        let outcome = tokio::select! {
+            biased;
+            outcome = self.first_frame(&holder.address, &frame) => outcome,
+            () = request.given_up_elsewhere() => Err(Error::LeftOut),
+        };
+        let (connection, first) = outcome.inspect_err(|problem| tell(&request, problem))?;
+        request.answered();
+        Ok(PeerPages {
             peers: self,
+            request,
             holder,
             object,
             block,
@@ -191,21 +236,27 @@ impl Peers {
             end: run.end,
             connection: Some(connection),
             first: Some(first),
-        };
-        // A connection that was idle may be closed by now; a new one is tried then.
-        if let Some(mut connection) = self.take_idle(&holder.address)
-            && let Ok(first) = self.ask(&mut connection, &frame).await
-        {
-            return Ok(pages(connection, first));
-        }
-        let mut connection = timeout(self.shared.first_byte, self.connect(&holder.address))
-            .await
-            .map_err(|_| Error::Timeout(self.shared.first_byte))??;
-        let first = self.ask(&mut connection, &frame).await?;
-        Ok(pages(connection, first))
+        })
     }
 
-    async fn ask(&self, connection: &mut Connection, frame: &[u8]) -> Result<(FrameHeader, Vec<u8>), Error> {
+    /// Sends a question, and waits for the beginning of its answer.
+    async fn first_frame(&self, address: &str, frame: &[u8]) -> Result<(Connection, Frame), Error> {
+        if let Some(mut connection) = self.take_idle(address) {
+            match self.ask(&mut connection, frame).await {
+                Ok(first) => return Ok((connection, first)),
+                Err(silence @ Error::Timeout(_)) => return Err(silence),
+                // A connection that was idle may be closed by now; a new one is tried then.
+                Err(_) => {}
+            }
+        }
+        let mut connection = timeout(self.shared.first_byte, self.connect(address))
+            .await
+            .map_err(|_| Error::Timeout(self.shared.first_byte))??;
+        let first = self.ask(&mut connection, frame).await?;
+        Ok((connection, first))
+    }
+
+    async fn ask(&self, connection: &mut Connection, frame: &[u8]) -> Result<Frame, Error> {
         connection.writer.send(frame).await?;
         next_frame(&mut connection.reader, self.shared.first_byte).await
     }
@@ -267,6 +318,7 @@ impl Peers {
 /// The pages of one reply, in order, each checked. Ends early where the peer has no more.
 pub(super) struct PeerPages<'a> {
     peers: &'a Peers,
+    request: Request<'a>,
     holder: &'a Holder,
     object: &'a OpenObject,
     block: BlockIndex,
@@ -274,7 +326,7 @@ pub(super) struct PeerPages<'a> {
     next: PageIndex,
     end: u32,
     connection: Option<Connection>,
-    first: Option<(FrameHeader, Vec<u8>)>,
+    first: Option<Frame>,
 }
 
 impl PeerPages<'_> {
@@ -284,7 +336,20 @@ impl PeerPages<'_> {
         };
         let (header, payload) = match self.first.take() {
             Some(frame) => frame,
-            None => next_frame(&mut connection.reader, IDLE_TIMEOUT).await?,
+            None => {
+                let first_byte = self.peers.shared.first_byte;
+                let given_up = async {
+                    sleep(first_byte).await;
+                    self.request.given_up_elsewhere().await;
+                };
+                // A page may wait for the peer's disk, but not once the peer is found silent.
+                let frame = tokio::select! {
+                    biased;
+                    frame = next_frame(&mut connection.reader, IDLE_TIMEOUT) => frame,
+                    () = given_up => Err(Error::LeftOut),
+                };
+                frame.inspect_err(|problem| tell(&self.request, problem))?
+            }
         };
         match header.known_kind() {
             Some(FrameKind::Page) => {}
@@ -338,7 +403,16 @@ impl PeerPages<'_> {
     }
 }
 
-async fn next_frame(reader: &mut FrameReader, patience: Duration) -> Result<(FrameHeader, Vec<u8>), Error> {
+/// Tells a peer's breaker of a request that failed.
+fn tell(request: &Request<'_>, problem: &Error) {
+    match problem.trouble() {
+        Some(trouble) => request.failed(trouble, problem),
+        // If it was left out, the breaker does not listen to this request any more.
+        None => request.answered(),
+    }
+}
+
+async fn next_frame(reader: &mut FrameReader, patience: Duration) -> Result<Frame, Error> {
     let frame = timeout(patience, reader.next())
         .await
         .map_err(|_| Error::Timeout(patience))??;

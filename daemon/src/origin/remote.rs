@@ -15,7 +15,7 @@ use object_store::client::{
     DnsResolver, HttpClient, HttpConnector, HttpError, HttpErrorKind, ReqwestConnector,
 };
 use object_store::path::Path;
-use object_store::{BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ClientOptions, GetOptions, GetRange, GetResult, ObjectStore, RetryConfig};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::checked::{ExactBody, Mismatch, RangedHead, check_head};
@@ -42,6 +42,22 @@ pub(super) enum Signing {
 /// Makes the dialect for one bucket.
 pub(super) trait DialectOfBucket: fmt::Debug + Send + Sync + 'static {
     fn of_bucket(&self, bucket: &BucketName) -> Arc<dyn Dialect>;
+}
+
+/// A ranged GET that gave nothing.
+struct Refused {
+    error: Error,
+    /// The reply says that it is a success, and is no answer to the request.
+    is_wrong_reply: bool,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            is_wrong_reply: false,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -125,6 +141,25 @@ impl Remote {
         request: &RangeRequest,
         permit: OwnedSemaphorePermit,
     ) -> Result<ByteStream, Error> {
+        let mut asked = self.ask(request).await;
+        // It says nothing about the object, it may be a mix-up of something in between: the origin gets a second chance.
+        if asked.as_ref().is_err_and(|refused| refused.is_wrong_reply) {
+            asked = self.ask(request).await;
+        }
+        let (reply, transport) = asked.map_err(|refused| refused.error)?;
+        let describe = Describe {
+            endpoint: self.describe(),
+            path: request.path.clone(),
+        };
+        let body = reply
+            .into_stream()
+            .map(move |item| item.map_err(|error| describe.error(&error, &transport.observed())));
+        let length = request.range.end - request.range.start;
+        Ok(ExactBody::new(body.boxed(), length, self.describe(), permit).boxed())
+    }
+
+    /// Sends one ranged GET, and checks the head of its reply.
+    async fn ask(&self, request: &RangeRequest) -> Result<(GetResult, Transport), Refused> {
         let RangeRequest {
             path,
             generation,
@@ -139,28 +174,28 @@ impl Remote {
             version: version_id.clone(),
             ..GetOptions::default()
         };
-        let reply = bucket.get_opts(&key, options).await;
-        let reply = reply.map_err(|error| self.error(&error, path, &transport.observed()))?;
+        let reply = bucket.get_opts(&key, options).await.map_err(|error| {
+            let observed = transport.observed();
+            Refused {
+                error: self.error(&error, path, &observed),
+                is_wrong_reply: cause::<HttpError>(&error).is_none()
+                    && observed.status.is_some_and(|status| status.is_success()),
+            }
+        })?;
         let head = RangedHead {
             etag: reply.meta.e_tag.as_deref(),
             size_bytes: reply.meta.size,
             range: reply.range.clone(),
             body_bytes: transport.observed().body_bytes,
         };
-        check_head(&head, generation, range).map_err(|mismatch| match mismatch {
-            Mismatch::OtherGeneration => Error::Changed { path: path.clone() },
-            Mismatch::Wrong(reason) => self.bad_reply(reason),
+        check_head(&head, generation, range).map_err(|mismatch| Refused {
+            error: match mismatch {
+                Mismatch::OtherGeneration => Error::Changed { path: path.clone() },
+                Mismatch::Wrong(reason) => self.bad_reply(reason),
+            },
+            is_wrong_reply: true,
         })?;
-        let describe = Describe {
-            endpoint: self.describe(),
-            path: path.clone(),
-        };
-        let errors = transport.clone();
-        let body = reply
-            .into_stream()
-            .map(move |item| item.map_err(|error| describe.error(&error, &errors.observed())));
-        let length = range.end - range.start;
-        Ok(ExactBody::new(body.boxed(), length, self.describe(), permit).boxed())
+        Ok((reply, transport))
     }
 
     /// Asks for an object that does not exist: the answer shows that the endpoint is reachable and accepts the

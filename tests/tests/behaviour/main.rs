@@ -13,6 +13,7 @@ mod integrity;
 mod keys;
 mod lifecycle;
 mod locations;
+mod peers;
 mod reads;
 mod short_circuit;
 mod support;

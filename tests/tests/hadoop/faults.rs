@@ -249,3 +249,72 @@ fn what_may_be_stale_is_asked_for_once_and_a_replaced_object_is_read_anew() {
         assert_eq!(whole[0], sha256_hex(&deterministic_bytes(6, MIB)), "{hadoop}");
     }
 }
+
+#[test]
+fn what_is_held_is_read_from_its_descriptors_while_the_daemon_hangs_and_costs_no_request() {
+    let size = 6 * MIB;
+    for hadoop in Hadoop::ALL {
+        let (proxy, bucket, mut cluster) = counted();
+        for key in ["held", "missing", "absent"] {
+            bucket.put(key, &deterministic_bytes(9, size));
+        }
+        let mut reader = Reader::of(hadoop, &proxy.endpoint(), cluster.worker(0))
+            .setting("fs.cachelet.request.timeout.min", "3s")
+            .setting("fs.cachelet.bypass.period", "10m")
+            .start(bucket.name());
+        let held = path(&bucket, "held");
+        reader.ask(&["open", "a", &held]);
+        let expected = sha256_hex(&deterministic_bytes(9, size));
+        assert_eq!(reader.ask(&["read", "a", "100000"])[0], expected, "{hadoop}");
+        let first = reader.metrics();
+        assert_eq!((first.cached_bytes, first.origin_bytes), (size, 0), "{hadoop}");
+
+        cluster.worker(0).process().signal(Signal::SIGSTOP);
+        // Two that are not answered in time open the breaker.
+        for key in ["missing", "absent"] {
+            let whole = reader.ask(&["whole", &path(&bucket, key)]);
+            assert_eq!(whole[0], expected, "{hadoop}");
+        }
+        let bypassing = reader.metrics();
+        assert_eq!(bypassing.cached_bytes, size, "{hadoop}: {bypassing:?}");
+        assert!(
+            bypassing.fallbacks.contains("timeout=2"),
+            "{hadoop}: {bypassing:?}"
+        );
+        proxy.reset();
+        let range = sha256_hex(&deterministic_range(9, 70_000..3_070_001));
+        let mut delivered = size;
+        // The stream that was there before, and one that is opened now.
+        reader.ask(&["open", "b", &held]);
+        for stream in ["a", "b"] {
+            let read = reader.ask(&["pread", stream, "70000", "3000001"]);
+            assert_eq!(read[0], range, "{hadoop}");
+            delivered += 3_000_001;
+            if hadoop == Hadoop::V3_4_2 {
+                let read = reader.ask(&["vectored", stream, "70000", "3000001", "3"]);
+                assert_eq!(read[0], range, "{hadoop}");
+                delivered += 3_000_001;
+            }
+        }
+        let whole = reader.ask(&["whole", &held]);
+        assert_eq!(whole[0], expected, "{hadoop}");
+        let after = reader.metrics();
+        assert_eq!(after.cached_bytes, delivered + size, "{hadoop}: {after:?}");
+        assert_eq!(after.origin_bytes, bypassing.origin_bytes, "{hadoop}: {after:?}");
+        assert_eq!(after.fallbacks, bypassing.fallbacks, "{hadoop}");
+        assert_eq!(
+            proxy.count(&http::Method::GET),
+            0,
+            "{hadoop}: {:?}",
+            proxy.requests()
+        );
+        // What is not held comes from the origin at once.
+        reader.ask(&["open", "c", &path(&bucket, "missing")]);
+        let read = reader.ask(&["pread", "c", "70000", "3000001"]);
+        assert_eq!(read[0], range, "{hadoop}");
+        let metrics = reader.metrics();
+        assert!(metrics.origin_bytes > after.origin_bytes, "{hadoop}: {metrics:?}");
+        assert!(metrics.fallbacks.contains("bypassed"), "{hadoop}: {metrics:?}");
+        cluster.worker(0).process().signal(Signal::SIGCONT);
+    }
+}

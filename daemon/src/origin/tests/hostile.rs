@@ -54,6 +54,45 @@ async fn a_whole_object_instead_of_a_range_is_refused() {
     assert_eq!(refused(whole).await, "bad_reply");
 }
 
+/// Asks a server that gives these heads of replies in turn, the last one again and again; what arrives, and how often it
+/// was asked.
+async fn get_in_turn(
+    heads: &'static [(u16, &'static str, &'static str)],
+) -> ((Vec<u8>, Option<Error>), usize) {
+    let asked = std::sync::Arc::new(AtomicUsize::new(0));
+    let counter = std::sync::Arc::clone(&asked);
+    let outcome = get(move || {
+        let nth = counter.fetch_add(1, Ordering::SeqCst);
+        let (status, etag, range) = heads[nth.min(heads.len() - 1)];
+        let head = Response::builder().status(status).header("etag", etag);
+        head.header("content-range", range).body(TEN).unwrap()
+    })
+    .await;
+    (outcome, asked.load(Ordering::SeqCst))
+}
+
+#[tokio::test]
+async fn a_wrong_reply_costs_one_more_request_and_a_second_one_is_an_error() {
+    const RIGHT: (u16, &str, &str) = (206, "\"e1\"", "bytes 10-19/100");
+    const OTHER_RANGE: (u16, &str, &str) = (206, "\"e1\"", "bytes 11-20/100");
+    const OTHER_ETAG: (u16, &str, &str) = (206, "\"e2\"", "bytes 10-19/100");
+    const REFUSED: (u16, &str, &str) = (412, "\"e2\"", "bytes 10-19/100");
+    for heads in [&[OTHER_RANGE, RIGHT], &[OTHER_ETAG, RIGHT]] {
+        assert_eq!(get_in_turn(heads).await, ((TEN.to_vec(), None), 2), "{heads:?}");
+    }
+    for (heads, code, requests) in [
+        (&[OTHER_RANGE, OTHER_RANGE, RIGHT], "bad_reply", 2),
+        (&[OTHER_ETAG, OTHER_ETAG, RIGHT], "changed", 2),
+        (&[OTHER_RANGE, OTHER_ETAG, RIGHT], "changed", 2),
+        // The origin says itself that the object has changed.
+        (&[REFUSED, RIGHT, RIGHT], "changed", 1),
+    ] {
+        let ((bytes, error), asked) = get_in_turn(heads).await;
+        assert_eq!((bytes, asked), (Vec::new(), requests), "{heads:?}");
+        assert_eq!(error.expect("an error").code(), code, "{heads:?}");
+    }
+}
+
 #[tokio::test]
 async fn another_range_than_the_one_asked_for_is_refused() {
     for range in [

@@ -79,6 +79,30 @@ public final class CacheletClient implements AutoCloseable {
         if (fingerprint != null && fingerprint.length != 16) {
             throw new IllegalArgumentException("a store fingerprint has 16 bytes, not " + fingerprint.length);
         }
+        return open(uri, etag, sizeBytes, versionId, fingerprint, firstOffset, firstLength, false);
+    }
+
+    /**
+     * The object of just this generation, if this process has it open already: costs no message and no wait, whatever the
+     * daemon does. {@link CacheletObject#readHeld} reads what of it is held.
+     *
+     * @return null if it is not open
+     */
+    public CacheletObject openHeld(String uri, String etag, long sizeBytes, String versionId, byte[] fingerprint)
+            throws CacheletException {
+        return open(uri, etag, sizeBytes, versionId, fingerprint, 0, 0, true);
+    }
+
+    private CacheletObject open(
+            String uri,
+            String etag,
+            long sizeBytes,
+            String versionId,
+            byte[] fingerprint,
+            long firstOffset,
+            long firstLength,
+            boolean heldOnly)
+            throws CacheletException {
         long object = Native.open(
                 live(),
                 utf8("URI", uri),
@@ -87,8 +111,9 @@ public final class CacheletClient implements AutoCloseable {
                 versionId == null ? null : utf8("version id", versionId),
                 fingerprint,
                 firstOffset,
-                firstLength);
-        return new CacheletObject(uri, object);
+                firstLength,
+                heldOnly);
+        return object == 0 ? null : new CacheletObject(uri, object);
     }
 
     /** Longest wait for the answer to a request, for those sent from now on. */

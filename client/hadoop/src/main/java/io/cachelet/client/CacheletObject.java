@@ -11,6 +11,9 @@ import java.util.concurrent.atomic.AtomicLong;
  * {@link CacheletException.Kind#CLOSED} or in the bytes, never in a crash.
  */
 public final class CacheletObject implements AutoCloseable {
+    /** What {@link #readHeld} says of bytes that this process does not hold. */
+    public static final int NOT_HELD = -2;
+
     private final String uri;
     private final long sizeBytes;
     private final String etag;
@@ -41,6 +44,20 @@ public final class CacheletObject implements AutoCloseable {
      * @throws IllegalArgumentException if {@code position} is negative
      */
     public int read(long position, byte[] buffer, int offset, int length) throws CacheletException {
+        return read(position, buffer, offset, length, false);
+    }
+
+    /**
+     * As {@link #read(long, byte[], int, int)}, but only from what this process holds already: without a message or a
+     * wait, whatever the daemon does.
+     *
+     * @return {@link #NOT_HELD}, if it does not hold all of it; the range's content means nothing then
+     */
+    public int readHeld(long position, byte[] buffer, int offset, int length) throws CacheletException {
+        return read(position, buffer, offset, length, true);
+    }
+
+    private int read(long position, byte[] buffer, int offset, int length, boolean heldOnly) throws CacheletException {
         checkPosition(position);
         if ((offset | length | (buffer.length - offset - length)) < 0 || length > buffer.length - offset) {
             throw new IndexOutOfBoundsException(
@@ -53,7 +70,7 @@ public final class CacheletObject implements AutoCloseable {
         if (position >= sizeBytes) {
             return -1;
         }
-        return Native.readArray(object, position, buffer, offset, length);
+        return Native.readArray(object, position, buffer, offset, length, heldOnly);
     }
 
     /**
@@ -64,6 +81,22 @@ public final class CacheletObject implements AutoCloseable {
      * @throws IllegalArgumentException if {@code position} is negative or the buffer read-only
      */
     public int read(long position, ByteBuffer buffer) throws CacheletException {
+        return read(position, buffer, false);
+    }
+
+    /** As {@link #readHeld(long, byte[], int, int)}; a buffer stays where it is if the bytes are not held. */
+    public int readHeld(long position, ByteBuffer buffer) throws CacheletException {
+        return read(position, buffer, true);
+    }
+
+    /** Whether {@link #readHeld} would give this range now. */
+    public boolean holds(long position, long length) throws CacheletException {
+        checkPosition(position);
+        ClientOptions.notNegative("length", length);
+        return Native.holds(live(), position, length);
+    }
+
+    private int read(long position, ByteBuffer buffer, boolean heldOnly) throws CacheletException {
         checkPosition(position);
         int start = buffer.position();
         int length = buffer.remaining();
@@ -78,9 +111,9 @@ public final class CacheletObject implements AutoCloseable {
             if (position >= sizeBytes) {
                 return -1;
             }
-            read = Native.readDirect(object, position, buffer, start, length);
+            read = Native.readDirect(object, position, buffer, start, length, heldOnly);
         } else {
-            read = read(position, buffer.array(), buffer.arrayOffset() + start, length);
+            read = read(position, buffer.array(), buffer.arrayOffset() + start, length, heldOnly);
         }
         if (read > 0) {
             buffer.position(start + read);

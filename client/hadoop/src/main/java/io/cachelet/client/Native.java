@@ -43,6 +43,7 @@ final class Native {
 
     static native void closeClient(long client);
 
+    /** 0 where {@code heldOnly} and the client does not have the object open. */
     static native long open(
             long client,
             byte[] uri,
@@ -51,18 +52,24 @@ final class Native {
             byte[] versionId,
             byte[] fingerprint,
             long firstOffset,
-            long firstLength)
+            long firstLength,
+            boolean heldOnly)
             throws CacheletException;
 
     static native long sizeBytes(long object) throws CacheletException;
 
     static native String etag(long object) throws CacheletException;
 
-    static native int readArray(long object, long position, byte[] array, int offset, int length)
+    /** {@link CacheletObject#NOT_HELD} where {@code heldOnly} and the process does not hold the bytes. */
+    static native int readArray(long object, long position, byte[] array, int offset, int length, boolean heldOnly)
             throws CacheletException;
 
-    static native int readDirect(long object, long position, ByteBuffer direct, int offset, int length)
+    /** As {@link #readArray}. */
+    static native int readDirect(
+            long object, long position, ByteBuffer direct, int offset, int length, boolean heldOnly)
             throws CacheletException;
+
+    static native boolean holds(long object, long position, long length) throws CacheletException;
 
     static native void readVectored(long object, long[] positions, int[] lengths, ByteBuffer[] direct, int[] offsets)
             throws CacheletException;

@@ -96,6 +96,12 @@ public final class NodeDaemon {
                 firstLength);
     }
 
+    /** The object as far as this process holds it, without a word to the daemon; null if it is not open. */
+    CacheletObject openHeld(Generation generation) throws CacheletException {
+        return client.openHeld(
+                generation.uri, generation.etag, generation.sizeBytes, generation.versionId, generation.fingerprint);
+    }
+
     /** A request was answered; {@code nanos} is how long it took. Says whether the caller waited for something. */
     boolean served(long nanos) {
         if (!breaker.isQuiet()) {

@@ -7,6 +7,7 @@ import java.io.IOException;
 import java.io.InterruptedIOException;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.atomic.AtomicReference;
+import java.util.concurrent.locks.ReentrantLock;
 import org.apache.hadoop.fs.FSDataInputStream;
 import org.apache.hadoop.fs.FSExceptionMessages;
 import org.apache.hadoop.fs.statistics.StreamStatisticNames;
@@ -23,7 +24,8 @@ import org.apache.hadoop.fs.statistics.StreamStatisticNames;
  *
  * <p>After a failure that may pass, the stream stays with the origin for {@link #PAUSE_NANOS}, so that a sequential
  * reader does not exchange requests for every read, and then asks the daemon again; after one that will not pass, such
- * as a key that the daemon does not take, it stays there to its end.
+ * as a key that the daemon does not take, it stays there to its end. What this process holds in descriptors is read from
+ * them meanwhile: that takes no word with the daemon.
  */
 final class PinnedReader {
     /** What {@link #readFromCache} says when it is the origin's turn. */
@@ -36,6 +38,18 @@ final class PinnedReader {
     /** Who delivers bytes. */
     enum Source {
         CACHE,
+        ORIGIN
+    }
+
+    /** Whom a read may turn to. */
+    enum Turn {
+        /** The daemon, and what is held. */
+        DAEMON,
+        /** What is held, then the origin: this stream leaves the daemon alone for a while. */
+        PAUSED,
+        /** As {@link #PAUSED}, because the daemon hangs. */
+        BYPASSED,
+        /** The origin alone. */
         ORIGIN
     }
 
@@ -53,7 +67,7 @@ final class PinnedReader {
     private volatile boolean settled;
 
     /** Guards opening and closing of {@link #object}. */
-    private final Object opening = new Object();
+    private final ReentrantLock opening = new ReentrantLock();
 
     private volatile CacheletObject object;
 
@@ -144,7 +158,15 @@ final class PinnedReader {
     }
 
     private int fromCache(long position, Target target) throws IOException {
-        for (int attempt = 0; attempt < ATTEMPTS && isCachesTurn(); attempt++) {
+        for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
+            Turn turn = turn();
+            if (turn != Turn.DAEMON) {
+                int read = turn == Turn.ORIGIN ? ORIGIN_TURN : fromHeld(position, target);
+                if (read == ORIGIN_TURN) {
+                    goesToOrigin(turn);
+                }
+                return read;
+            }
             CacheletObject opened = null;
             try {
                 long started = System.nanoTime();
@@ -169,24 +191,84 @@ final class PinnedReader {
         return ORIGIN_TURN;
     }
 
-    /** Whether a read may ask the daemon now. */
-    boolean isCachesTurn() throws IOException {
+    /** Whose turn it is. One who is told the daemon's, reports how that went. */
+    Turn turn() throws IOException {
         checkOpen();
         if (atOrigin) {
-            if (forGood || System.nanoTime() - atOriginUntil < 0) {
-                return false;
+            if (forGood) {
+                return Turn.ORIGIN;
+            }
+            if (System.nanoTime() - atOriginUntil < 0) {
+                return Turn.PAUSED;
             }
             atOrigin = false;
             letGoOfOrigin();
         }
         if (firstSource.get() == Source.ORIGIN && !origin.pinsGeneration()) {
-            return false;
+            return Turn.ORIGIN;
         }
-        if (!daemon.mayAsk()) {
+        return daemon.mayAsk() ? Turn.DAEMON : Turn.BYPASSED;
+    }
+
+    /** A read that the daemon might have served goes to the origin. */
+    void goesToOrigin(Turn turn) {
+        if (turn == Turn.BYPASSED) {
             ReadMetrics.fellBack("bypassed");
+        }
+    }
+
+    /** Reads without a word to the daemon, if this process holds all of the read; else {@link #ORIGIN_TURN}. */
+    int fromHeld(long position, Target target) {
+        try {
+            CacheletObject held = openHeld();
+            int read = held == null ? CacheletObject.NOT_HELD : target.readHeld(held, position);
+            if (read != CacheletObject.NOT_HELD) {
+                if (mayDeliver(Source.CACHE)) {
+                    return read;
+                }
+                target.undo();
+            }
+        } catch (CacheletException e) {
+            // Another thread let go of the object, or the name is none that the cache takes.
+        } catch (IllegalStateException e) {
+            panicked(e);
+        }
+        return ORIGIN_TURN;
+    }
+
+    /** Whether {@link #fromHeld} may give a range now. */
+    boolean holds(long position, long length) {
+        try {
+            CacheletObject held = openHeld();
+            return held != null && held.holds(position, length);
+        } catch (CacheletException e) {
+            return false;
+        } catch (IllegalStateException e) {
+            panicked(e);
             return false;
         }
-        return true;
+    }
+
+    /** The object, if this process has it open; null also while another thread opens it, for that may take long. */
+    private CacheletObject openHeld() throws CacheletException {
+        if (forGood) {
+            return null;
+        }
+        CacheletObject opened = object;
+        if (opened != null || !opening.tryLock()) {
+            return opened;
+        }
+        try {
+            if (object == null && !closed) {
+                object = daemon.openHeld(generation);
+                if (object != null) {
+                    counters.happened(StreamStatisticNames.STREAM_READ_OPENED);
+                }
+            }
+            return object;
+        } finally {
+            opening.unlock();
+        }
     }
 
     /** The object, opened if it is not; with its first bytes, so that a cold read is one round trip. */
@@ -195,7 +277,8 @@ final class PinnedReader {
         if (opened != null) {
             return opened;
         }
-        synchronized (opening) {
+        opening.lock();
+        try {
             checkOpen();
             if (object == null) {
                 long length = Math.min(firstLength, generation.sizeBytes - firstOffset);
@@ -204,6 +287,8 @@ final class PinnedReader {
                 object = now;
             }
             return object;
+        } finally {
+            opening.unlock();
         }
     }
 
@@ -282,10 +367,13 @@ final class PinnedReader {
     }
 
     private void forget(CacheletObject gone) {
-        synchronized (opening) {
+        opening.lock();
+        try {
             if (object == gone) {
                 object = null;
             }
+        } finally {
+            opening.unlock();
         }
     }
 
@@ -408,9 +496,12 @@ final class PinnedReader {
     /** Gives back descriptors and connections; the next read takes them again. */
     void letGo() {
         CacheletObject held;
-        synchronized (opening) {
+        opening.lock();
+        try {
             held = object;
             object = null;
+        } finally {
+            opening.unlock();
         }
         if (held != null) {
             held.close();
@@ -438,13 +529,16 @@ final class PinnedReader {
     /** Ends all reading; says whether it had not ended before. */
     boolean close() throws IOException {
         CacheletObject held;
-        synchronized (opening) {
+        opening.lock();
+        try {
             if (closed) {
                 return false;
             }
             closed = true;
             held = object;
             object = null;
+        } finally {
+            opening.unlock();
         }
         if (held != null) {
             held.close();

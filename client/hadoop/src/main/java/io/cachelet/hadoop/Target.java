@@ -49,13 +49,24 @@ final class Target {
     }
 
     int read(CacheletObject object, long position) throws CacheletException {
+        return read(object, position, false);
+    }
+
+    /** Only from what this process holds; {@link CacheletObject#NOT_HELD} if that is not enough. */
+    int readHeld(CacheletObject object, long position) throws CacheletException {
+        return read(object, position, true);
+    }
+
+    private int read(CacheletObject object, long position, boolean heldOnly) throws CacheletException {
         if (array != null) {
-            return object.read(position, array, offset, length);
+            return heldOnly
+                    ? object.readHeld(position, array, offset, length)
+                    : object.read(position, array, offset, length);
         }
         int limit = buffer.limit();
         buffer.limit(buffer.position() + length);
         try {
-            return object.read(position, buffer);
+            return heldOnly ? object.readHeld(position, buffer) : object.read(position, buffer);
         } finally {
             buffer.limit(limit);
         }

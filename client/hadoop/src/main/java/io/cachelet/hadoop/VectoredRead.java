@@ -16,8 +16,8 @@ import org.apache.hadoop.fs.FileRange;
 
 /**
  * Reads many ranges of a file: those for direct buffers in one call of the native client, which asks the daemon for all
- * that is missing at once; the others one after the other. What Cachelet does not serve goes to the stock stream's own
- * vectored read.
+ * that is missing at once; the others one after the other. While the daemon is not asked, what this process holds is
+ * read from there. What Cachelet does not serve goes to the stock stream's own vectored read.
  *
  * <p>Apart from the stream, so that Hadoop before 3.3.5, which has no {@link FileRange}, never loads it.
  */
@@ -31,6 +31,7 @@ final class VectoredRead {
     /** Takes buffers back that nobody gets; null where Hadoop, before 3.4.2, has no such thing. */
     private final Consumer<ByteBuffer> release;
 
+    /** What is still to do, and before {@link #done} what is not. */
     private final List<FileRange> ranges;
     /** Ranges before this one have their data. */
     private int done;
@@ -89,18 +90,26 @@ final class VectoredRead {
     }
 
     private void run() throws IOException {
+        if (ranges.isEmpty()) {
+            return;
+        }
         try {
-            while (done < ranges.size() && reader.isCachesTurn()) {
-                if (!readBatch()) {
-                    break;
-                }
+            PinnedReader.Turn turn = reader.turn();
+            while (turn == PinnedReader.Turn.DAEMON && readBatch() && done < ranges.size()) {
+                turn = reader.turn();
             }
             while (done < ranges.size() && !reader.isPinned()) {
                 readFromOrigin(ranges.get(done));
                 done++;
             }
-            if (done < ranges.size()) {
-                List<FileRange> rest = ranges.subList(done, ranges.size());
+            ranges.subList(0, done).clear();
+            done = 0;
+            if (turn != PinnedReader.Turn.ORIGIN) {
+                ranges.removeIf(this::readHeld);
+            }
+            if (!ranges.isEmpty()) {
+                reader.goesToOrigin(turn);
+                List<FileRange> rest = ranges;
                 reader.withStock(stock -> {
                     if (release == null) {
                         stock.readVectored(rest, allocate);
@@ -164,6 +173,31 @@ final class VectoredRead {
             counters.delivered(range.getLength(), range.getLength());
             range.setData(CompletableFuture.completedFuture(buffer));
         }
+        return true;
+    }
+
+    /** Reads a range from what this process holds; says whether that was all of it. */
+    private boolean readHeld(FileRange range) {
+        if (!reader.holds(range.getOffset(), range.getLength())) {
+            return false;
+        }
+        ByteBuffer buffer = allocate.apply(range.getLength());
+        buffer.limit(buffer.position() + range.getLength());
+        long at = range.getOffset();
+        while (buffer.hasRemaining()) {
+            int read = reader.fromHeld(at, new Target(buffer));
+            if (read < 0) {
+                // It was let go of just now.
+                if (release != null) {
+                    release.accept(buffer);
+                }
+                return false;
+            }
+            at += read;
+        }
+        buffer.flip();
+        counters.delivered(range.getLength(), range.getLength());
+        range.setData(CompletableFuture.completedFuture(buffer));
         return true;
     }
 

@@ -2,6 +2,7 @@ package io.cachelet.client;
 
 import static org.junit.Assert.assertEquals;
 import static org.junit.Assert.assertFalse;
+import static org.junit.Assert.assertNull;
 import static org.junit.Assert.assertThrows;
 import static org.junit.Assert.assertTrue;
 
@@ -71,6 +72,36 @@ public class CacheletObjectTest {
                     assertEquals(0, client.stats().inlineBytes);
                 }
             }
+        }
+    }
+
+    @Test
+    public void whatIsHeldIsOpenedAndReadWithoutAMessageAndNothingElseIs() throws Exception {
+        byte[] content = Content.of(12, 6 * MIB);
+        String uri = cluster.put("held", content);
+        try (CacheletClient client = CacheletClient.create(cluster.options().readaheadBytes(0));
+                CacheletObject object = open(client, uri)) {
+            assertFalse(object.holds(0, 1));
+            assertEquals(CacheletObject.NOT_HELD, object.readHeld(0, new byte[10], 0, 10));
+            // The first of two blocks.
+            object.read(0, new byte[4 * MIB], 0, 4 * MIB);
+            long sent = client.stats().messagesSent;
+            assertNull(client.openHeld(uri, "another", content.length, null, null));
+            try (CacheletObject held = client.openHeld(uri, object.etag(), content.length, null, null)) {
+                assertTrue(held.holds(0, 4 * MIB));
+                assertFalse(held.holds(4 * MIB - 1, 2));
+                byte[] array = new byte[MIB + 2];
+                assertEquals(MIB, held.readHeld(77, array, 1, MIB));
+                assertEquals(ByteBuffer.wrap(content, 77, MIB), ByteBuffer.wrap(array, 1, MIB));
+                ByteBuffer direct = ByteBuffer.allocateDirect(MIB);
+                assertEquals(CacheletObject.NOT_HELD, held.readHeld(4 * MIB - 1, direct));
+                assertEquals(MIB, direct.remaining());
+                assertEquals(MIB, held.readHeld(77, direct));
+                direct.flip();
+                assertEquals(ByteBuffer.wrap(content, 77, MIB), direct);
+                assertEquals(-1, held.readHeld(content.length, array, 0, 1));
+            }
+            assertEquals(sent, client.stats().messagesSent);
         }
     }
 
@@ -180,7 +211,8 @@ public class CacheletObjectTest {
         for (long handle : new long[] {0, -1, 1, Long.MIN_VALUE, Long.MAX_VALUE, 1L << 24, (1L << 60) + 5}) {
             assertEquals(
                     Kind.CLOSED,
-                    thrown(() -> Native.readDirect(handle, 0, direct, 0, 1)).kind());
+                    thrown(() -> Native.readDirect(handle, 0, direct, 0, 1, false))
+                            .kind());
             assertEquals(Kind.CLOSED, thrown(() -> Native.connect(handle)).kind());
             Native.closeObject(handle);
             Native.closeClient(handle);
@@ -193,16 +225,17 @@ public class CacheletObjectTest {
         try (CacheletClient client = cluster.client()) {
             long handle = Native.create(
                     cluster.socketDir().getBytes(), new byte[0], new byte[0], new byte[0], -1, -1, -1, -1, -1, false);
-            long object = Native.open(handle, uri.getBytes(), null, -1, null, null, 0, 0);
+            long object = Native.open(handle, uri.getBytes(), null, -1, null, null, 0, 0, false);
             ByteBuffer direct = ByteBuffer.allocateDirect(10);
             int[][] wrong = {{-1, 1}, {0, -1}, {0, 11}, {11, 0}, {10, 1}, {5, 6}, {Integer.MAX_VALUE, Integer.MAX_VALUE}
             };
             for (int[] range : wrong) {
                 assertThrows(
-                        IllegalArgumentException.class, () -> Native.readDirect(object, 0, direct, range[0], range[1]));
+                        IllegalArgumentException.class,
+                        () -> Native.readDirect(object, 0, direct, range[0], range[1], false));
                 assertThrows(
                         IllegalArgumentException.class,
-                        () -> Native.readArray(object, 0, new byte[10], range[0], range[1]));
+                        () -> Native.readArray(object, 0, new byte[10], range[0], range[1], false));
                 assertThrows(
                         IllegalArgumentException.class,
                         () -> Native.readVectored(
@@ -211,23 +244,24 @@ public class CacheletObjectTest {
                                 }));
             }
             ThrowingRunnable[] others = {
-                () -> Native.readDirect(object, -1, direct, 0, 1),
-                () -> Native.readArray(object, -1, new byte[1], 0, 1),
-                () -> Native.readDirect(object, 0, ByteBuffer.allocate(10), 0, 1),
+                () -> Native.readDirect(object, -1, direct, 0, 1, false),
+                () -> Native.readArray(object, -1, new byte[1], 0, 1, false),
+                () -> Native.readDirect(object, 0, ByteBuffer.allocate(10), 0, 1, false),
                 () -> Native.readVectored(object, new long[2], new int[1], new ByteBuffer[] {direct}, new int[1]),
                 () -> Native.prefetch(object, -1, 1),
-                () -> Native.open(handle, new byte[] {(byte) 0xff}, null, -1, null, null, 0, 0),
-                () -> Native.open(handle, uri.getBytes(), null, -1, null, new byte[15], 0, 0)
+                () -> Native.holds(object, -1, 1),
+                () -> Native.open(handle, new byte[] {(byte) 0xff}, null, -1, null, null, 0, 0, false),
+                () -> Native.open(handle, uri.getBytes(), null, -1, null, new byte[15], 0, 0, false)
             };
             for (ThrowingRunnable other : others) {
                 assertThrows(IllegalArgumentException.class, other);
             }
             ThrowingRunnable[] nulls = {
-                () -> Native.readDirect(object, 0, null, 0, 1),
-                () -> Native.readArray(object, 0, null, 0, 1),
+                () -> Native.readDirect(object, 0, null, 0, 1, false),
+                () -> Native.readArray(object, 0, null, 0, 1, false),
                 () -> Native.readVectored(object, new long[1], new int[1], new ByteBuffer[1], new int[1]),
                 () -> Native.readVectored(object, null, null, null, null),
-                () -> Native.open(handle, null, null, -1, null, null, 0, 0)
+                () -> Native.open(handle, null, null, -1, null, null, 0, 0, false)
             };
             for (ThrowingRunnable nothing : nulls) {
                 assertThrows(RuntimeException.class, nothing);
