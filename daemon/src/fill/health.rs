@@ -106,6 +106,7 @@ impl Request<'_> {
     pub(super) fn failed(&self, trouble: Trouble, problem: &super::peer::Error) {
         let now = Instant::now();
         let mut breakers = self.health.breakers();
+        breakers.retain(|_, breaker| !breaker.is_forgotten(now));
         let breaker = breakers
             .entry(self.holder.address.clone())
             .or_insert_with(|| Breaker::new(now));
@@ -119,7 +120,6 @@ impl Request<'_> {
                 "the peer does not answer; fetches go on without it, and one tries it again later"
             );
         }
-        breakers.retain(|_, breaker| !breaker.is_forgotten(now));
         drop(breakers);
         self.health.opened.send_replace(());
     }

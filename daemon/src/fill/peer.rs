@@ -21,7 +21,7 @@ use cachelet_protocol::wire::{
     decode_page_prefix, encode,
 };
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::OpenObject;
 use super::health::{Health, Request};
@@ -31,8 +31,9 @@ use crate::report::Holders;
 
 /// Peers asked for one fetch before the origin is.
 const PEERS_PER_FETCH: usize = 2;
-/// Idle connections kept to each peer.
+/// Idle connections kept to each peer, and for how long: the peer may have left.
 const IDLE_CONNECTIONS: usize = 4;
+const IDLE_CLOSE: Duration = Duration::from_mins(1);
 /// Time between two frames of a reply that has begun.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -109,11 +110,14 @@ struct Shared {
     secret: String,
     first_byte: Duration,
     health: Health,
-    idle: Mutex<HashMap<String, Vec<Connection>>>,
+    idle: Mutex<IdleConnections>,
 }
 
 /// One frame's header and payload.
 type Frame = (FrameHeader, Vec<u8>);
+
+/// By address; each with the time since which it is idle.
+type IdleConnections = HashMap<String, Vec<(Connection, Instant)>>;
 
 #[derive(Debug)]
 struct Connection {
@@ -299,18 +303,24 @@ impl Peers {
     }
 
     fn take_idle(&self, address: &str) -> Option<Connection> {
-        self.idle().get_mut(address)?.pop()
+        let (connection, _) = self.idle().get_mut(address)?.pop()?;
+        Some(connection)
     }
 
     fn put_idle(&self, address: &str, connection: Connection) {
+        let now = Instant::now();
         let mut idle = self.idle();
+        idle.retain(|_, connections| {
+            connections.retain(|(_, since)| now - *since < IDLE_CLOSE);
+            !connections.is_empty()
+        });
         let connections = idle.entry(address.to_owned()).or_default();
         if connections.len() < IDLE_CONNECTIONS {
-            connections.push(connection);
+            connections.push((connection, now));
         }
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, HashMap<String, Vec<Connection>>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, IdleConnections> {
         self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -417,4 +427,44 @@ async fn next_frame(reader: &mut FrameReader, patience: Duration) -> Result<Fram
         .await
         .map_err(|_| Error::Timeout(patience))??;
     frame.ok_or_else(|| Error::Io(io::ErrorKind::UnexpectedEof.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn connection(listener: &tokio::net::TcpListener) -> Connection {
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let stream = Arc::new(Stream::Tcp(stream));
+        Connection {
+            reader: FrameReader::new(Arc::clone(&stream)),
+            writer: FrameWriter::new(stream),
+        }
+    }
+
+    #[tokio::test]
+    async fn idle_connections_are_few_and_those_of_a_peer_that_left_are_closed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peers = Peers::new(
+            Holders::new("http://127.0.0.1:1", Metrics::default()).unwrap(),
+            WorkerUuid::from_bytes([1; 16]),
+            String::new(),
+            String::new(),
+            Duration::from_millis(200),
+            Metrics::default(),
+        );
+        for _ in 0..IDLE_CONNECTIONS + 2 {
+            peers.put_idle("who leaves", connection(&listener).await);
+        }
+        assert_eq!(peers.idle()["who leaves"].len(), IDLE_CONNECTIONS);
+        let (first, second) = (connection(&listener).await, connection(&listener).await);
+        tokio::time::pause();
+        tokio::time::advance(IDLE_CLOSE).await;
+        peers.put_idle("who stays", first);
+        assert!(peers.idle().keys().eq(["who stays"]));
+        tokio::time::advance(IDLE_CLOSE / 2).await;
+        peers.put_idle("who stays", second);
+        assert_eq!(peers.idle()["who stays"].len(), 2);
+        assert!(peers.take_idle("who leaves").is_none() && peers.take_idle("who stays").is_some());
+    }
 }

@@ -356,7 +356,7 @@ impl Connection<'_> {
             store: store.identity().clone(),
             path: path.clone(),
         };
-        let work = move |store: &BlockStore| Ok(store.invalidate_every_generation(&name));
+        let work = move |store: &BlockStore| store.invalidate(&name);
         let blocks = self.context.filler.on_disk(work).await.map_err(Refusal::from)?;
         let invalidated = Invalidated { blocks };
         Ok(self

@@ -9,7 +9,7 @@ use nix::sys::statvfs::statvfs;
 use super::retire::Outcome;
 use super::{Block, BlockStore, Error, Reason, State, lock};
 
-/// How long a reservation waits for the scan of the directory before it says so: longer than a scan of 100,000 files.
+/// How long a reservation or an invalidation waits for the scan of the directory before it says so: longer than a scan of 100,000 files.
 const RECOVERY_WAIT: Duration = Duration::from_secs(10);
 /// After so many files that could not be removed in one reservation, the disk is to blame.
 const MAX_FAILED_EVICTIONS: u32 = 3;
@@ -89,7 +89,7 @@ impl BlockStore {
         let mut reclaimed = false;
         loop {
             let (shortage, disk) = {
-                let mut state = self.admission()?;
+                let mut state = self.once_recovered()?;
                 let totals = state.ledger.totals();
                 let since = state.ledger.ever_written() - spare.written;
                 let disk = (spare.bytes + freed).saturating_sub(since);
@@ -171,8 +171,8 @@ impl BlockStore {
         self.state().ledger.held_bytes(session)
     }
 
-    /// The state, once space may be given out.
-    fn admission(&self) -> Result<MutexGuard<'_, State>, Error> {
+    /// The state, once the directory's scan is over: everything is known, and space may be given out.
+    pub(super) fn once_recovered(&self) -> Result<MutexGuard<'_, State>, Error> {
         let deadline = Instant::now() + RECOVERY_WAIT;
         let mut state = self.state();
         loop {

@@ -9,11 +9,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, PoisonError};
 
 use cachelet_protocol::block::{BlockIndex, PageSet};
-use cachelet_protocol::ids::ObjectId;
 
 use super::block::{Inode, Key, Pages};
 use super::format::{Decoded, Header, TABLES_END, presence};
-use super::layout::{Layout, block_options, create_options};
+use super::layout::{block_options, create_options};
 use super::ledger::Place;
 use super::retire::allocated_bytes;
 use super::{
@@ -175,24 +174,6 @@ impl BlockStore {
         }
         self.emit_residency(&block, Residency::None, true);
         Ok(Some(block))
-    }
-
-    /// Loads what is on disk of an object, for as long as the scan has not.
-    pub(super) fn load_all_of(&self, object: ObjectId) -> Vec<Arc<Block>> {
-        let shard = object.as_bytes()[0];
-        let Ok(names) = std::fs::read_dir(self.inner.layout.shard(shard)) else {
-            return Vec::new();
-        };
-        let keys = names.flatten().filter_map(|entry| {
-            let key = Layout::parse_block(shard, entry.file_name().to_str()?)?;
-            (key.object == object).then_some(key)
-        });
-        keys.filter_map(|key| match self.claim(key) {
-            Ok(Claimed::Loaded(block)) => Some(block),
-            Ok(Claimed::Unknown(claim)) => self.load(&claim, None).ok().flatten(),
-            Err(_) => None,
-        })
-        .collect()
     }
 
     /// The kept descriptor of a block's file, or a new one. A block whose file somebody else removed is retired.

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
-use cachelet_protocol::ids::{FileId, ObjectId};
+use cachelet_protocol::ids::{FileId, ObjectName};
 
 use super::block::{Inode, Key};
 use super::ledger::Place;
@@ -30,34 +30,11 @@ pub(super) enum Outcome {
 }
 
 impl BlockStore {
-    /// Drops every block of one generation of an object, fills in flight or not. Touches the disk.
-    pub fn invalidate(&self, object: ObjectId) {
+    /// Drops every block of an object, whatever its generation, fills in flight or not; how many that were. Touches the
+    /// disk; waits for the directory's scan, for that alone finds the generations which nobody has asked for.
+    pub fn invalidate(&self, name: &ObjectName) -> Result<u32, Error> {
         let blocks: Vec<_> = {
-            let state = self.state();
-            let from = Key {
-                object,
-                index: cachelet_protocol::block::BlockIndex(0),
-            };
-            let same = state
-                .index
-                .range(from..)
-                .take_while(|(key, _)| key.object == object);
-            same.map(|(_, block)| Arc::clone(block)).collect()
-        };
-        for block in blocks {
-            self.remove(&block);
-        }
-        if !self.state().recovered {
-            self.load_all_of(object)
-                .iter()
-                .for_each(|block| self.remove(block));
-        }
-    }
-
-    /// Drops every block of an object that is known here, whatever its generation; how many that were. Touches the disk.
-    pub fn invalidate_every_generation(&self, name: &cachelet_protocol::ids::ObjectName) -> u32 {
-        let blocks: Vec<_> = {
-            let state = self.state();
+            let state = self.once_recovered()?;
             let same = state
                 .index
                 .values()
@@ -65,7 +42,7 @@ impl BlockStore {
             same.map(Arc::clone).collect()
         };
         blocks.iter().for_each(|block| self.remove(block));
-        blocks.len().try_into().unwrap_or(u32::MAX)
+        Ok(blocks.len().try_into().unwrap_or(u32::MAX))
     }
 
     /// Drops one block, fills in flight or not. Touches the disk.

@@ -196,7 +196,7 @@ fn an_invalidated_object_goes_even_during_a_fill_and_its_writer_is_told() {
     });
     let other = fill(&store, &full_block(2), [0]);
     let guard = store.begin_fill(&blocks[0]).unwrap();
-    store.invalidate(whole.id());
+    assert_eq!(store.invalidate(whole.name()).unwrap(), 2);
     assert!(blocks.iter().all(|block| block.is_retired()) && !other.is_retired());
     assert!(matches!(
         write(&store, guard.block(), 1),

@@ -234,14 +234,18 @@ fn a_lowered_quota_evicts_the_oldest_and_another_block_size_everything() {
 }
 
 #[test]
-fn invalidation_before_the_scan_reaches_what_is_only_on_disk() {
+fn invalidation_waits_for_the_scan_and_reaches_what_that_finds() {
     let disk = Disk::new();
     let store = disk.open();
     fill(&store, &full_block(1), [0]);
     drop(store);
     let store = disk.open_with(disk.config()).unwrap();
-    store.invalidate(full_block(1).object().id());
-    store.recover();
+    let forgotten = std::thread::scope(|scope| {
+        let invalidating = scope.spawn(|| store.invalidate(full_block(1).object().name()));
+        store.recover();
+        invalidating.join().unwrap()
+    });
+    assert_eq!(forgotten.unwrap(), 1);
     assert_eq!(store.ledger().blocks, 0);
 }
 
