@@ -14,7 +14,20 @@ import urllib.request
 from pathlib import Path
 
 from cluster import CGROUP, Failed, run, say, wait_for
-from stand import BUCKET, HOST_SOCKET, OBJECTS, READER, Release, apply, check, client, get, helm, kubectl
+from stand import (
+    BUCKET,
+    CLAIMED_SOCKET,
+    HOST_SOCKET,
+    OBJECTS,
+    READER,
+    Release,
+    apply,
+    check,
+    client,
+    get,
+    helm,
+    kubectl,
+)
 
 NAMESPACE = "cachelet"
 # Reads of each node's readers that show that its daemon serves again.
@@ -320,14 +333,17 @@ class FailureSteps:
     # g: what an uninstallation leaves, if it shall leave nothing
 
     def g_wiping_on_uninstall_leaves_only_what_daemons_did_not_make(self):
+        cache, socket = "/var/lib/wiped", "/var/run/wiped"
         self.namespace("wiped")
-        for mode in ("hostPath", "claims"):
-            cache, socket = f"/var/lib/wiped-{mode.lower()}", f"/var/run/wiped-{mode.lower()}"
-            directories = {"hostPath": {"cache": cache, "socket": socket}}
-            if mode == "claims":
-                claims = {"create": True, "cachePath": cache, "socketPath": socket}
-                directories = {"mode": "claims", "claims": claims}
-            self.wipe_after(Release("wiped", self.endpoint(), wipeOnUninstall=True, **directories), mode, cache, socket)
+        release = Release("wiped", self.endpoint(), wipeOnUninstall=True, hostPath={"cache": cache, "socket": socket})
+        self.wipe_after(release, cache, socket, {"hostPath": {"path": socket}})
+        # The directories are prepared by now, so that every pod, those that wipe included, can do with the least rights.
+        kubectl("label", "namespace", "wiped", "pod-security.kubernetes.io/enforce=restricted")
+        claims = {"create": True, "cachePath": cache, "socketPath": socket}
+        release = Release(
+            "wiped", self.endpoint(), wipeOnUninstall=True, mode="claims", claims=claims, prepareDirectories=False
+        )
+        self.wipe_after(release, cache, socket, CLAIMED_SOCKET)
         self.remove("wiped")
 
     def files(self, node, *directories):
@@ -342,10 +358,8 @@ class FailureSteps:
         found = self.files(node, cache)
         check(any("/v1/blocks/" in file for file in found), f"{node} caches nothing: {found}")
 
-    def wipe_after(self, release, mode, cache, socket):
-        volume = {"hostPath": {"path": socket}}
-        if mode == "claims":
-            volume = {"persistentVolumeClaim": {"claimName": "cachelet-socket", "readOnly": True}}
+    def wipe_after(self, release, cache, socket, volume):
+        mode = release.values.get("mode", "hostPath")
         release.install()
         release.wait()
         nodes = self.cluster.nodes()
