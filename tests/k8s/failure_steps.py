@@ -55,7 +55,7 @@ class FailureSteps:
                 self.start_reader(name, NAMESPACE, node)
         if "direct" not in there:
             objects = ["--direct", *(f"s3a://{BUCKET}/{name}" for name in OBJECTS)]
-            # With the first node the way to the cluster's services would be gone; it never is.
+            # No step kills the first node: it is the way to the cluster's services.
             apply(client("direct", NAMESPACE, "node-1", self.endpoint(), READER, objects, HOST_SOCKET))
         for name in self.readers():
             self.until(
