@@ -2,7 +2,7 @@
 # A second run finds it there. Needs Rust (rustup), Java 17, Maven, Go and Python 3.11.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-min test test-chart test-examples test-java test-spark test-spark-full bench bench-jvm bench-tpch e2e-k8s jar image \
+.PHONY: help demo demo-min test test-chart test-examples test-java test-spark test-spark-full bench bench-jvm bench-tpch simulate e2e-k8s jar image \
         spark lint lint-format lint-java lint-clippy lint-docs lint-dependencies lint-scripts soak fmt clean release-binaries s3-servers strace
 
 # TPC-H scale factor of the demo and of bench-tpch, the Spark of both and of e2e-k8s, and the seconds for each fuzz target.
@@ -20,7 +20,7 @@ help: ## Show this list
 	@echo "Cachelet: make <target>"
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: SF=0.1 (scale of TPC-H), SPARK=4.1 (demo, bench-tpch, e2e-k8s), KEEP=1 (leave the demo running),"
-	@echo "  DELAY=0 (demo: the S3 server on loopback as it is), QUICK=1, CASE=inline (bench), UPDATE_DOCS=1 (bench-tpch),"
+	@echo "  DELAY=0 (demo: the S3 server on loopback as it is), QUICK=1, CASE=inline (bench), UPDATE_DOCS=1 (bench-tpch), VARIANTS=1 (simulate),"
 	@echo "  SECONDS_PER_TARGET=600 (soak), STEP=c_ (e2e-k8s: only the steps that match)"
 
 demo: release-binaries jar ## Read and query TPC-H through a two-node cluster in front of a real S3 server, and compare
@@ -77,6 +77,11 @@ bench-tpch: release-binaries jar ## All 22 TPC-H queries, six ways in turn; writ
 	@scripts/s3-server install s3proxy
 	@scripts/spark-env install $(SPARK)
 	@$(BIN)/cachelet-bench-tpch --scale-factor $(SF) --spark $(SPARK) $(if $(filter-out 0,$(UPDATE_DOCS)),--update-docs)
+
+simulate: ## Replay traces against the eviction policy, LRU and the offline optimum, and measure what the policy costs
+	cargo build --release --locked -p cacheletd --example cachelet-simulate
+	@$(BIN)/examples/cachelet-simulate $(if $(filter-out 0,$(VARIANTS)),--variants)
+	@$(BIN)/examples/cachelet-simulate --cost 1000000
 
 test-spark: s3-servers jar spark ## Locality and faults on real Spark clusters, 3.5 and 4.1: what make test has of it
 	cargo build --workspace --bins --locked

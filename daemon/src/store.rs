@@ -19,7 +19,7 @@
 //! |---|---|
 //! | `format` | the block file's bytes |
 //! | `layout`, `marker` | paths, the directory's lock, the epoch, the clean-stop marker |
-//! | `ledger`, `lru` | who owes which bytes; the order of eviction (both pure) |
+//! | `ledger`, `eviction` | who owes which bytes; the order of eviction (both pure) |
 //! | `block` | a block in memory |
 //! | `lookup`, `recovery` | from identity to block: by memory, by path, by scanning everything |
 //! | `pages` | writing, reading and verifying pages |
@@ -32,13 +32,14 @@ mod admission;
 mod block;
 mod descriptors;
 mod error;
+/// Public for the trace simulator, which replays traces against this very code; not for the daemon's other modules.
+pub mod eviction;
 mod format;
 mod grant;
 mod layout;
 mod lease;
 mod ledger;
 mod lookup;
-mod lru;
 mod marker;
 mod pages;
 mod recovery;
@@ -52,6 +53,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use cachelet_protocol::block::{BlockIndex, BlockSize};
 use cachelet_protocol::ids::{Epoch, FileId, ObjectId, SessionId};
@@ -59,9 +61,9 @@ use cachelet_protocol::residency::Residency;
 
 use block::Key;
 use descriptors::Descriptors;
+use eviction::{Eviction, Tuning};
 use layout::Layout;
 use ledger::Ledger;
-use lru::Lru;
 use marker::Suspects;
 
 pub use admission::{FillGuard, Reservation};
@@ -177,6 +179,8 @@ struct Inner {
     next_file: AtomicU64,
     grants: grant::Source,
     suspects: Suspects,
+    /// Where the policy's time begins.
+    opened: Instant,
     descriptors: Descriptors,
     listener: Listener,
     /// Held by the scan, so that there is one. Taken before everything else.
@@ -191,7 +195,7 @@ struct Inner {
 /// Everything that changes together. Never locked across I/O; taken after a block's `writer`.
 struct State {
     ledger: Ledger,
-    lru: Lru,
+    eviction: Eviction,
     /// The blocks in the cache.
     index: BTreeMap<Key, Arc<Block>>,
     /// The same blocks by their files.
@@ -246,7 +250,7 @@ impl BlockStore {
         let grants = grant::Source::open(&config, &layout)?;
         let state = State {
             ledger: Ledger::new(config.quota_bytes),
-            lru: Lru::new(),
+            eviction: Eviction::new(config.quota_bytes, Tuning::default()),
             index: BTreeMap::new(),
             files: HashMap::new(),
             busy: HashSet::new(),
@@ -272,6 +276,7 @@ impl BlockStore {
             epoch,
             grants,
             suspects,
+            opened: Instant::now(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -290,6 +295,11 @@ impl BlockStore {
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.inner.state)
+    }
+
+    /// The time that the order of eviction goes by.
+    fn uptime(&self) -> Duration {
+        self.inner.opened.elapsed()
     }
 
     fn emit(&self, event: Event) {

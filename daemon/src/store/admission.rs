@@ -53,6 +53,7 @@ impl Drop for Reservation {
 /// A fill in flight: its block is not evicted until this is dropped.
 #[derive(Debug)]
 pub struct FillGuard {
+    store: BlockStore,
     block: Arc<Block>,
 }
 
@@ -65,7 +66,10 @@ impl FillGuard {
 
 impl Drop for FillGuard {
     fn drop(&mut self) {
-        self.block.end_fill();
+        let mut state = self.store.state();
+        if self.block.end_fill() {
+            state.eviction.set_filling(self.block.file_id(), false);
+        }
     }
 }
 
@@ -77,7 +81,7 @@ struct Spare {
 }
 
 impl BlockStore {
-    /// Reserves `bytes`, evicting what was used longest ago if need be. Touches the disk; waits for the directory's scan.
+    /// Reserves `bytes`, evicting what is worth least if need be. Touches the disk; waits for the directory's scan.
     ///
     /// Blocks with a fill in flight are never evicted, leased blocks only when nothing else is left, and of these only
     /// as many as are missing: their bytes come back when their holders let go, so the reservation itself fails with
@@ -119,19 +123,22 @@ impl BlockStore {
     /// Keeps a block from being evicted until the guard is dropped. Cheap.
     pub fn begin_fill(&self, block: &Arc<Block>) -> Result<FillGuard, Error> {
         // Under the lock that eviction chooses its victim under.
-        let _state = self.state();
+        let mut state = self.state();
         if block.is_retired() {
             return Err(Error::Evicted {
                 file_id: block.file_id(),
             });
         }
-        block.add_fill();
+        if block.add_fill() {
+            state.eviction.set_filling(block.file_id(), true);
+        }
         Ok(FillGuard {
+            store: self.clone(),
             block: Arc::clone(block),
         })
     }
 
-    /// A reader's hint that it read `bytes` of a file: the file becomes the most recently used. Cheap.
+    /// A reader's hint that it read `bytes` of a file, in these pages: it counts for the file's worth. Cheap.
     ///
     /// The hint is not trusted: it moves nothing but the order of eviction and a counter, and the bytes that are counted
     /// (and returned) are at most 64 times the file's present pages, or those of `pages`, which is more than a report
@@ -141,11 +148,12 @@ impl BlockStore {
         let Some(block) = state.files.get(&file) else {
             return 0;
         };
-        let read = block.present().intersection(pages).bytes_in(block.length());
-        let hit = bytes.min(read.saturating_mul(64));
+        let present = block.present().intersection(pages);
+        let hash = block.identity().key().hash();
+        let hit = bytes.min(present.bytes_in(block.length()).saturating_mul(64));
         state.counts.hit_bytes += hit;
-        if !pages.is_empty() {
-            state.lru.touch(file);
+        if !present.is_empty() {
+            state.eviction.used(file, hash, present, self.uptime());
         }
         hit
     }
@@ -154,7 +162,7 @@ impl BlockStore {
     pub fn release(&self, session: SessionId, file: FileId) {
         let mut state = self.state();
         if state.ledger.release(session, file) {
-            state.lru.set_leased(file, false);
+            state.eviction.set_leased(file, false);
         }
     }
 
@@ -162,7 +170,7 @@ impl BlockStore {
     pub fn release_session(&self, session: SessionId) {
         let mut state = self.state();
         for file in state.ledger.release_session(session) {
-            state.lru.set_leased(file, false);
+            state.eviction.set_leased(file, false);
         }
     }
 
@@ -194,19 +202,28 @@ impl BlockStore {
     /// Takes one more file out of the cache for `shortage` missing bytes; `None` if there is none to take.
     pub(super) fn make_room(&self, shortage: u64) -> Option<Outcome> {
         let victim = {
-            let state = self.state();
-            let evictable = |file: &FileId| {
-                let block = state.files.get(file)?;
-                let free = !block.has_fills() && !state.busy.contains(&block.identity().key());
+            let mut state = self.state();
+            let State {
+                eviction,
+                files,
+                busy,
+                ledger,
+                ..
+            } = &mut *state;
+            // Blocks with a fill in flight are no candidates. Of the others, few are busy: being created or removed.
+            let evictable = |file: FileId| {
+                let block = files.get(&file)?;
+                let free = !busy.contains(&block.identity().key());
                 free.then(|| Arc::clone(block))
             };
-            state.lru.idle().find_map(|file| evictable(&file)).or_else(|| {
+            let idle = eviction.idle().find_map(evictable);
+            idle.or_else(|| {
                 // What is unlinked already comes back some time; more victims would not bring it sooner.
-                let enough = state.ledger.totals().unlinked >= shortage;
+                let enough = ledger.totals().unlinked >= shortage;
                 if enough {
                     None
                 } else {
-                    state.lru.leased().find_map(|file| evictable(&file))
+                    eviction.leased().find_map(evictable)
                 }
             })
         };

@@ -8,6 +8,7 @@ use cachelet_protocol::block::{BlockIndex, BlockSize, PageSet};
 use cachelet_protocol::ids::{FileId, Generation, ObjectId, ObjectName};
 use cachelet_protocol::residency::Residency;
 
+use super::eviction::BlockHash;
 use super::lock;
 
 /// One generation of one object, with its id worked out once; shared by the object's blocks.
@@ -87,6 +88,16 @@ impl BlockIdentity {
 pub(super) struct Key {
     pub(super) object: ObjectId,
     pub(super) index: BlockIndex,
+}
+
+impl Key {
+    /// What the order of eviction knows the block by.
+    pub(super) fn hash(self) -> BlockHash {
+        // The object's id is a hash; its blocks are told apart by an odd step.
+        let (half, _) = self.object.as_bytes().split_at(8);
+        let object = half.iter().fold(0, |bits, byte| bits << 8 | u64::from(*byte));
+        BlockHash(object.wrapping_add(u64::from(self.index.0).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+    }
 }
 
 /// Device and inode: what tells one file from another under the same name.
@@ -208,12 +219,14 @@ impl Block {
         self.fills.load(Ordering::Acquire) > 0
     }
 
-    pub(super) fn add_fill(&self) {
-        self.fills.fetch_add(1, Ordering::AcqRel);
+    /// True if there was none.
+    pub(super) fn add_fill(&self) -> bool {
+        self.fills.fetch_add(1, Ordering::AcqRel) == 0
     }
 
-    pub(super) fn end_fill(&self) {
-        self.fills.fetch_sub(1, Ordering::AcqRel);
+    /// True if there is none left.
+    pub(super) fn end_fill(&self) -> bool {
+        self.fills.fetch_sub(1, Ordering::AcqRel) == 1
     }
 }
 

@@ -132,9 +132,8 @@ impl BlockStore {
             }
             let had = state.ledger.holders(file_id).contains(&session);
             if state.ledger.lease(session, file_id) {
-                state.lru.set_leased(file_id, true);
+                state.eviction.set_leased(file_id, true);
             }
-            state.lru.touch(file_id);
             had
         };
         // Retired in between or not: a descriptor of this very inode shows this block's bytes.

@@ -159,7 +159,7 @@ impl BlockStore {
             let mut state = self.state();
             let adopted = state.ledger.adopt(file_id, charge, Place::Cached);
             if adopted {
-                state.lru.insert_recovered(file_id, found.age_rank);
+                state.eviction.insert_recovered(file_id, charge, found.age_rank);
                 state.index.insert(key, Arc::clone(&block));
                 state.files.insert(file_id, Arc::clone(&block));
                 state.counts.pages += u64::from(found.present.len());
@@ -269,7 +269,9 @@ impl BlockStore {
         self.inner.descriptors.keep(file_id, Arc::new(file));
         let mut state = self.state();
         state.ledger.create(file_id, reservation.spend());
-        state.lru.insert(file_id, false);
+        state
+            .eviction
+            .insert(file_id, claim.key.hash(), HEADER_CHARGE, self.uptime());
         state.index.insert(claim.key, Arc::clone(&block));
         state.files.insert(file_id, Arc::clone(&block));
         state.dirty.insert(file_id);

@@ -97,7 +97,10 @@ impl BlockStore {
             let within = start - page.start()..end - page.start();
             read_verified(&file, block, page, within, part).map_err(|damage| self.condemn(block, damage))?;
         }
-        self.state().lru.touch(block.file_id());
+        let now = self.uptime();
+        self.state()
+            .eviction
+            .used(block.file_id(), block.identity().key().hash(), pages, now);
         Ok(())
     }
 
@@ -161,7 +164,9 @@ impl BlockStore {
             });
         }
         // Not evictable from here, and not to be called clean either.
-        block.add_fill();
+        if block.add_fill() {
+            state.eviction.set_filling(block.file_id(), true);
+        }
         state.dirty.insert(block.file_id());
         state.writes += 1;
         Ok(())
@@ -175,13 +180,16 @@ impl BlockStore {
         written: Result<(), Error>,
     ) -> Result<PageSet, Error> {
         let mut state = self.state();
-        block.end_fill();
+        if block.end_fill() {
+            state.eviction.set_filling(block.file_id(), false);
+        }
         state.writes -= 1;
         if state.writes == 0 {
             self.inner.changed.notify_all();
         }
         // Also after a failure: some of it may be on disk, wherever the file is by now.
-        let cached = state.ledger.commit(block.file_id(), reservation.spend());
+        let bytes = reservation.spend();
+        let cached = state.ledger.commit(block.file_id(), bytes);
         match written {
             Err(error) => Err(error),
             Ok(()) if !cached || block.is_retired() => Err(Error::Evicted {
@@ -190,7 +198,10 @@ impl BlockStore {
             Ok(()) => {
                 // Again: a sync may have come between the first mark and the last byte.
                 state.dirty.insert(block.file_id());
-                state.lru.touch(block.file_id());
+                let hash = block.identity().key().hash();
+                state
+                    .eviction
+                    .filled(block.file_id(), hash, page, bytes, self.uptime());
                 state.counts.pages += 1;
                 Ok(block.update_pages(|pages| {
                     pages.verified.insert(page);

@@ -9,12 +9,16 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use cachelet_protocol::ids::{FileId, ObjectName};
 
 use super::block::{Inode, Key};
 use super::ledger::Place;
-use super::{Block, BlockStore, Damage, Error, Event, MAX_QUARANTINED_FILES, Reason, State, layout, lease};
+use super::{
+    Block, BlockStore, Damage, Error, Event, HEADER_CHARGE, MAX_QUARANTINED_FILES, Reason, State, layout,
+    lease,
+};
 
 /// What came of retiring a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,7 +212,10 @@ impl BlockStore {
         state.busy.insert(key);
         state.index.remove(&key);
         state.files.remove(&block.file_id());
-        state.lru.forget(block.file_id());
+        match reason {
+            Reason::Space => state.eviction.evict(block.file_id(), key.hash()),
+            _ => state.eviction.forget(block.file_id()),
+        }
         state.dirty.remove(&block.file_id());
         state.counts.pages -= u64::from(block.pages().all().len());
         true
@@ -246,7 +253,7 @@ impl BlockStore {
                 }
                 Err(error) => {
                     if *reason == Reason::Space {
-                        revive(&mut state, block);
+                        revive(&mut state, block, self.uptime());
                     } else {
                         state.banned.insert(key);
                     }
@@ -309,12 +316,15 @@ enum Removed {
 }
 
 /// Puts a block back whose file could not be removed.
-fn revive(state: &mut State, block: &Arc<Block>) {
+fn revive(state: &mut State, block: &Arc<Block>, now: Duration) {
     block.set_retired(false);
     let leased = !state.ledger.holders(block.file_id()).is_empty();
     state.index.insert(block.identity().key(), Arc::clone(block));
     state.files.insert(block.file_id(), Arc::clone(block));
-    state.lru.insert(block.file_id(), leased);
+    let held_bytes = HEADER_CHARGE + block.pages().all().bytes_in(block.length());
+    let hash = block.identity().key().hash();
+    state.eviction.insert(block.file_id(), hash, held_bytes, now);
+    state.eviction.set_leased(block.file_id(), leased);
     state.dirty.insert(block.file_id());
     state.counts.pages += u64::from(block.pages().all().len());
 }

@@ -15,16 +15,18 @@ fn evicted(disk: &Disk) -> Vec<FileId> {
 }
 
 #[test]
-fn the_block_used_longest_ago_makes_room_first() {
+fn a_block_that_was_read_once_makes_room_before_those_that_were_read_again() {
     let disk = Disk::new();
     let store = disk.open_quota(FOUR_BLOCKS);
     let blocks: Vec<_> = (0..4)
         .map(|number| fill(&store, &full_block(number), 0..PAGES))
         .collect();
-    assert_eq!(
-        store.used(blocks[0].file_id(), 100, PageSet::one(PageIndex(0))),
-        100
-    );
+    let later = store.uptime() + Tuning::default().round;
+    for again in [0, 2, 3].map(|number: usize| &blocks[number]) {
+        let hash = again.identity().key().hash();
+        let pages = PageSet::all(BLOCK_BYTES);
+        store.state().eviction.used(again.file_id(), hash, pages, later);
+    }
     fill(&store, &full_block(4), 0..PAGES);
     assert_eq!(evicted(&disk), [blocks[1].file_id()]);
     assert!(store.find(&full_block(1)).unwrap().is_none());

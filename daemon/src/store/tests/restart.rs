@@ -202,7 +202,7 @@ fn a_lowered_quota_evicts_the_oldest_and_another_block_size_everything() {
     let blocks: Vec<_> = (0..4)
         .map(|number| fill(&store, &full_block(number), 0..PAGES))
         .collect();
-    let hour = std::time::Duration::from_hours(1);
+    let hour = Duration::from_hours(1);
     for (age, block) in (1..).zip(&blocks) {
         // Block 0 was used most recently, block 3 longest ago.
         let then = std::time::SystemTime::now() - age * hour;
