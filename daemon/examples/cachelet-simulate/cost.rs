@@ -51,10 +51,10 @@ pub(crate) fn measure(files: u64, seed: u64) -> String {
         show(name, CALLS, on_processor().saturating_sub(began));
     };
     time("used, the same round", &mut policy, &mut |policy, file| {
-        policy.used(file, BlockHash(file.0), pages, now(1))
+        policy.used(file, BlockHash(file.0), pages, now(1));
     });
     time("used, another round", &mut policy, &mut |policy, file| {
-        policy.used(file, BlockHash(file.0), pages, now(100))
+        policy.used(file, BlockHash(file.0), pages, now(100));
     });
     time("leased and released", &mut policy, &mut |policy, file| {
         policy.set_leased(file, true);

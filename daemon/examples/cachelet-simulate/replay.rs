@@ -17,6 +17,9 @@ use super::trace::{Action, Trace};
 /// What a block file takes beside its pages.
 pub(crate) const TABLES_BYTES: u64 = 64 << 10;
 
+/// The first fifth of a trace's reads only warms the cache.
+const WARM_UP: usize = 5;
+
 /// What was found in the cache.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(crate) struct Hits {
@@ -51,7 +54,7 @@ pub(crate) fn warm_up_reads(trace: &Trace) -> usize {
         .iter()
         .filter(|event| matches!(event.action, Action::Read(_)))
         .count();
-    (reads as f64 * trace.warm_up) as usize
+    reads / WARM_UP
 }
 
 /// Who decides what goes.

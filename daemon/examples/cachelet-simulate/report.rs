@@ -42,6 +42,7 @@ pub(crate) struct Contender {
 const NO_WAY: f64 = 0.02;
 
 /// Variants of the policy, each with one thing changed.
+#[expect(clippy::too_many_lines, reason = "a list")]
 pub(crate) fn variants() -> Vec<(&'static str, Tuning)> {
     let d = Tuning::default;
     let seconds = std::time::Duration::from_secs;

@@ -52,8 +52,6 @@ pub(crate) struct Trace {
     pub(crate) cache_bytes: u64,
     pub(crate) blocks: u32,
     pub(crate) events: Vec<Event>,
-    /// Only what happens after this share of the reads counts: the cache is full by then.
-    pub(crate) warm_up: f64,
 }
 
 impl Trace {
@@ -142,7 +140,7 @@ fn hot_set_under_scans(tasks: &mut Tasks) {
             scan.next().expect("a table is not empty")
         };
         let pages = tasks.all_of(block);
-        *(if tasks.is_among(&hot, block) {
+        *(if hot.binary_search(&block).is_ok() {
             &mut of_hot
         } else {
             &mut of_scan
@@ -240,6 +238,7 @@ struct Table {
 
 impl Table {
     /// The footer and the chunks of these columns in both row groups.
+    #[expect(clippy::cast_sign_loss, reason = "shares of a file are never negative")]
     fn pages(&self, file_pages: u32, columns: &[usize]) -> PageSet {
         let group_bytes = (u64::from(file_pages) * PAGE_BYTES - (64 << 10)) / 2;
         let total: f64 = self.weights.iter().sum();
@@ -322,10 +321,6 @@ impl Tasks {
         PageSet::span(0..self.pages[block as usize])
     }
 
-    fn is_among(&self, blocks: &[u32], block: u32) -> bool {
-        blocks.binary_search(&block).is_ok()
-    }
-
     /// Until so many times the cache was read.
     fn until(&mut self, times: u64, mut step: impl FnMut(&mut Self)) {
         while self.read_pages < times * self.cache_pages() {
@@ -371,7 +366,6 @@ impl Tasks {
             cache_bytes: self.cache_bytes,
             blocks: self.pages.len() as u32,
             events: self.events,
-            warm_up: 0.2,
         }
     }
 }

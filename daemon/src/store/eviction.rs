@@ -338,9 +338,10 @@ impl Eviction {
             && (self.probation.held_bytes > self.probation_target() || self.kept.idle.is_empty())
     }
 
+    #[expect(clippy::cast_sign_loss, reason = "a share is never negative")]
     fn probation_target(&self) -> u64 {
-        // In thousandths: a share is never negative.
-        self.capacity_bytes / 1000 * (self.probation_share() * 1000.0).round().max(0.0) as u64
+        let thousandths = (self.probation_share() * 1000.0).round() as u64;
+        self.capacity_bytes / 1000 * thousandths
     }
 
     fn begin_round(&self, entry: &mut Entry, block: BlockHash, now: Duration) {
