@@ -32,7 +32,7 @@ mod admission;
 mod block;
 mod descriptors;
 mod error;
-/// Public for the trace simulator, which replays traces against this very code; not for the daemon's other modules.
+// Public for the trace simulator, which replays traces against this very code; not for the daemon's other modules.
 pub mod eviction;
 mod format;
 mod grant;
