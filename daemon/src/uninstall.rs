@@ -144,10 +144,16 @@ impl Api {
         let sent = self.client.get(&self.url).bearer_auth(token.trim()).send().await;
         let reply = sent
             .and_then(reqwest::Response::error_for_status)
-            .map_err(|error| error.to_string())?;
-        let text = reply.text().await.map_err(|error| error.to_string())?;
+            .map_err(|error| with_causes(&error))?;
+        let text = reply.text().await.map_err(|error| with_causes(&error))?;
         Progress::of(&text).map_err(|error| error.to_string())
     }
+}
+
+/// An error with what caused it: reqwest's own text says only which request failed.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |cause| cause.source())
+        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Waits until every node of a `DaemonSet` in this pod's namespace is wiped, and says how many are whenever that changes.

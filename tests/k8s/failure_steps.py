@@ -276,8 +276,8 @@ class FailureSteps:
         recovered = self.recovered("API server back", 30)
         uids = {node: pod["metadata"]["uid"] for node, pod in self.admin.daemons().items()}
         check(uids == {node: pod["metadata"]["uid"] for node, pod in daemons.items()}, "daemons were replaced")
-        # Nodes may have been taken for lost; a rollout begins when they are not.
-        kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=60s")
+        # Nodes may have been taken for lost, and kubelets come back by and by; a rollout begins when all have.
+        kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=180s")
         began = time.monotonic()
         kubectl("-n", NAMESPACE, "rollout", "restart", "daemonset/cachelet")
         self.admin.wait()

@@ -413,6 +413,10 @@ impl Eviction {
             order.insert((entry.place, file));
         }
         self.entries.insert(file, entry);
+        // Room that others had taken on the disk comes back without an eviction.
+        self.capacity_bytes = self
+            .capacity_bytes
+            .max(self.probation.held_bytes + self.kept.held_bytes);
     }
 
     fn segment(&mut self, kept: bool) -> &mut Segment {

@@ -162,6 +162,13 @@ fn hold(tree: &Dir, directory: &Path) -> Result<File, Error> {
         Err(errno) => return Err(Error::io("open", &Layout::of(directory).lock(), errno)),
     };
     layout::lock(&lock, directory)?;
+    // Another wipe may have ended, and a daemon begun, since the file was opened.
+    if !layout::is_lock(&lock, &Layout::of(directory).lock()) {
+        return Err(Error::Locked {
+            directory: directory.to_owned(),
+            pid: "unknown".to_owned(),
+        });
+    }
     Ok(lock)
 }
 

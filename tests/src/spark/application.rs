@@ -86,6 +86,16 @@ impl Application {
         ])
     }
 
+    /// Adds an option of the driver's JVM.
+    pub fn driver_option(self, option: &str) -> Self {
+        const KEY: &str = "spark.driver.extraJavaOptions";
+        let options = match self.settings.get(KEY) {
+            Some(others) => format!("{others} {option}"),
+            None => option.to_owned(),
+        };
+        self.setting(KEY, &options)
+    }
+
     /// Adds an argument of the program.
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
         self.args.push(arg.as_ref().to_owned());

@@ -32,6 +32,10 @@ fn iceberg_delta_and_hive_tables_are_read_from_the_cache_and_all_but_delta_are_n
             "spark.hadoop.javax.jdo.option.ConnectionURL",
             "jdbc:derby:memory:metastore;create=true",
         )
+        .driver_option(&format!(
+            "-Dderby.stream.error.file={}",
+            cluster.dir().join("derby.log").display()
+        ))
         .setting("spark.sql.iceberg.locality.enabled", "true");
     let write = json!({"name": "write", "sql": [
         // A task a file.

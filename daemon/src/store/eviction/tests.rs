@@ -108,6 +108,18 @@ fn a_slow_scan_that_touches_each_page_once_is_one_use() {
 }
 
 #[test]
+fn room_that_others_took_and_gave_back_is_the_caches_again() {
+    let mut cache = full();
+    let whole = cache.policy.capacity_bytes;
+    for number in 0..9 {
+        cache.policy.evict(FileId(number), BlockHash(number));
+    }
+    assert!(cache.policy.capacity_bytes < whole / 2);
+    (20..29).for_each(|number| cache.fetch(number, BLOCK_PAGES));
+    assert_eq!(cache.policy.capacity_bytes, 10 * BLOCK_BYTES);
+}
+
+#[test]
 fn a_hot_set_survives_scans_that_are_larger_than_the_cache() {
     let mut cache = full();
     let mut evicted = Vec::new();
