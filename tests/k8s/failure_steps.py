@@ -347,7 +347,7 @@ class FailureSteps:
         self.wipe_after(release, cache, socket, CLAIMED_SOCKET)
         self.remove("wiped")
 
-    def files(self, node, *directories):
+    def node_files(self, node, *directories):
         """Everything but directories below these directories of a node."""
         command = ["find", *directories, "-mindepth", "1", "!", "-type", "d"]
         return sorted(run(*self.cluster.inside(node), *command, check=False).stdout.split())
@@ -356,7 +356,7 @@ class FailureSteps:
         arguments = ["cat", f"s3a://{BUCKET}/{OBJECTS[0]}", "--to", "/dev/null"]
         code, text = self.finished(client("cat", "wiped", node, self.endpoint(), self.image, arguments, volume))
         check(code == 0, f"{node}: cat ended with {code}: {text}")
-        found = self.files(node, cache)
+        found = self.node_files(node, cache)
         check(any("/v1/blocks/" in file for file in found), f"{node} caches nothing: {found}")
 
     def wipe_after(self, release, cache, socket, volume):
@@ -370,7 +370,7 @@ class FailureSteps:
         kubectl("-n", "wiped", "rollout", "restart", "daemonset/cachelet")
         release.wait()
         for node in nodes:
-            found = self.files(node, cache)
+            found = self.node_files(node, cache)
             check(any("/v1/blocks/" in file for file in found), f"{mode}: a rollout wiped {node}: {found}")
         strangers = [f"{cache}/notes.txt", f"{cache}/v1/blocks/00/notes.txt", f"{socket}/notes.txt"]
         for path in strangers:
@@ -388,7 +388,7 @@ class FailureSteps:
         check(not granted, f"{mode}: left: {granted}")
         for node in nodes:
             expected = sorted(strangers + [f"{cache}/v1/lock"]) if node == "node-2" else []
-            kept = self.files(node, cache, socket)
+            kept = self.node_files(node, cache, socket)
             check(kept == expected, f"{mode}: {node} keeps {kept}, not {expected}")
             if node != "node-2":
                 below = run(*self.cluster.inside(node), "find", cache, socket, "-mindepth", "1").stdout.split()
@@ -414,7 +414,7 @@ class FailureSteps:
         counts = re.findall(r"\d+ of \d+ nodes are wiped", said)
         check(counts[-1:] == [f"{len(others)} of {len(others) + 1} nodes are wiped"], f"helm said {said}")
         for node in others:
-            check(not self.files(node, cache, socket), f"{node} keeps {self.files(node, cache, socket)}")
+            check(not self.node_files(node, cache, socket), f"{node} keeps {self.node_files(node, cache, socket)}")
         left = kubectl("-n", "wiped", "get", "daemonset,job,role,rolebinding,serviceaccount,configmap", "-o", "name")
         check("wipe" not in left, f"the uninstallation left {left}")
         listed = helm("list", "-n", "wiped", "--all", "--short").stdout.strip()
@@ -422,7 +422,7 @@ class FailureSteps:
         self.cluster.start_node(lost)
         wait_for("the administrator's daemon is back there", 120, lambda: self.restarts(lost)[0] not in ("", before))
         kubectl("wait", "--for=condition=Ready", f"node/{lost}", "--timeout=60s")
-        kept = self.files(lost, cache)
+        kept = self.node_files(lost, cache)
         check(any("/v1/blocks/" in file for file in kept), f"{lost} has lost its cache: {kept}")
         say(f"      {lost} was down: helm failed after 30 s and said: {counts[-1]}; {lost} keeps {len(kept)} files")
         self.remove("wiped")

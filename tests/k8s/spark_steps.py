@@ -43,7 +43,7 @@ class SparkSteps:
             self.stock = stock.result()["read"]
         check((self.stock["rows"], self.stock["files"]) == (ROWS, FILES), f"stock S3A wrote {self.stock}")
         for copy in HELD.values():
-            for file in self.files(TABLE):
+            for file in self.table_files(TABLE):
                 self.s3.put(f"{copy}/{file.name}", file.read_bytes())
 
     def d_in_cluster_mode_a_warm_table_is_read_node_local_and_as_stock_s3a_reads_it(self):
@@ -64,7 +64,7 @@ class SparkSteps:
         for node, table in HELD.items():
             self.read_on(node, table)
             held = self.bytes_by_node(table)
-            total = sum(file.stat().st_size for file in self.files(table))
+            total = sum(file.stat().st_size for file in self.table_files(table))
             # The driver is there, too: without a preference the scheduler would put executors on the emptier node first.
             ran = self.spark.cluster_mode(
                 f"placed-{node}",
@@ -166,7 +166,7 @@ class SparkSteps:
 
     # The tables
 
-    def files(self, table):
+    def table_files(self, table):
         return sorted(self.s3.file(table).glob("*.parquet"))
 
     def cachelet(self, node, *arguments):
@@ -175,18 +175,18 @@ class SparkSteps:
         return kubectl("-n", self.admin.namespace, "exec", pod, "--", "cachelet", *arguments)
 
     def read_on(self, node, table):
-        for file in self.files(table):
+        for file in self.table_files(table):
             body = file.read_bytes()
             generation = ["--etag", hashlib.md5(body).hexdigest(), "--size", str(len(body))]
             self.cachelet(node, "cat", f"s3a://{BUCKET}/{table}/{file.name}", "--to", "/dev/null", *generation)
-        total = sum(file.stat().st_size for file in self.files(table))
+        total = sum(file.stat().st_size for file in self.table_files(table))
         wait_for(
             f"the service knows that {table} is on {node}", 10, lambda: self.bytes_by_node(table).get(node) == total
         )
 
     def bytes_by_node(self, table):
         """What the locality service says that each node holds of it."""
-        paths = [f"s3a://{BUCKET}/{table}/{file.name}" for file in self.files(table)]
+        paths = [f"s3a://{BUCKET}/{table}/{file.name}" for file in self.table_files(table)]
         answer = json.loads(self.cachelet(SPARK_NODES[0], "locate", "--output", "json", *paths))
         held = {}
         for block in (block for location in answer["locations"] for block in location["blocks"]):
