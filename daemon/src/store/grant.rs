@@ -18,7 +18,7 @@ use nix::libc;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use super::block::Inode;
-use super::layout::{Layout, create_options};
+use super::layout::{LEASE_TEST, Layout, READ_ONLY_TEST, create_options};
 use super::{Block, BlockStore, CRC_OFFSET, Config, DATA_OFFSET, Error, GrantPolicy, lease};
 
 /// Whether descriptors are granted.
@@ -172,10 +172,6 @@ impl BlockStore {
         }
     }
 }
-
-/// Names of the tests' files in `tmp`.
-pub(super) const LEASE_TEST: &str = "lease-test";
-pub(super) const READ_ONLY_TEST: &str = "read-only-test";
 
 /// Makes sure that the file system can prove files free.
 pub(super) fn check_leases(layout: &Layout) -> Result<(), Error> {
