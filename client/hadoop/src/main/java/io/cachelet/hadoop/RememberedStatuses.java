@@ -86,7 +86,7 @@ final class RememberedStatuses<S extends FileStatus> {
     /** What may be given to somebody who asks for the status now; null: ask the origin. */
     S forStatus(Path path, long now) {
         long task = TaskScope.current();
-        long maxAge = freshness.isStrict() ? 0 : freshness.maxAgeNanos(path);
+        long maxAge = freshness.maxAgeNanos(path);
         if (task == TaskScope.NONE && maxAge == 0) {
             return null;
         }
