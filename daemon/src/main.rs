@@ -93,7 +93,10 @@ fn main() -> ExitCode {
         Err(error) => return start::refuse(1, &error),
     };
     if arguments.wipe_directories {
-        return runtime.block_on(wipe::stay(arguments.stay));
+        if arguments.stay {
+            runtime.block_on(wipe::stay());
+        }
+        return ExitCode::SUCCESS;
     }
     if let Some(daemonset) = &arguments.await_wiped {
         let within = Duration::from_secs(arguments.within);

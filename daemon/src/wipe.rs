@@ -5,7 +5,6 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
@@ -86,12 +85,9 @@ fn say(directory: &Path, removed: fmt::Arguments<'_>, left: &[PathBuf]) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 
-/// What comes after: nothing, or the wait for SIGTERM.
-pub async fn stay(stay: bool) -> ExitCode {
-    if stay {
-        start::termination().cancelled().await;
-    }
-    ExitCode::SUCCESS
+/// What may come after: the wait for SIGTERM.
+pub async fn stay() {
+    start::termination().cancelled().await;
 }
 
 #[cfg(test)]
