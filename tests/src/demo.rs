@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::dir::{remove_tree, repository_root};
-use crate::spark::Release;
+use crate::spark::{Release, TpchError};
 use crate::{Bucket, FaultProxy, S3Kind, S3Server};
 
 use data::DemoObject;
@@ -68,8 +68,8 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The TPC-H data could not be made.
-    #[error("cannot make the TPC-H data: scripts/tpch-data ended with {0}; see the messages above")]
-    Data(std::process::ExitStatus),
+    #[error(transparent)]
+    Data(#[from] TpchError),
     /// An object could not be read.
     #[error("{pass}: cannot read {path}: {message}")]
     Read {

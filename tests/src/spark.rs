@@ -16,3 +16,4 @@ pub use events::{EventLog, Executor, Locality, Task};
 pub use install::{Release, SparkInstall};
 pub use standalone::{SparkCluster, SparkNode};
 pub use tpch::{QueryResult, TPCH_QUERIES, TpchSession, tpch_files};
+pub(crate) use tpch::{TpchError, find_or_make_tpch};

@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::{Error, Stop};
-use crate::dir::repository_root;
+use crate::spark::find_or_make_tpch;
 use crate::{Bucket, deterministic_bytes, sha256_hex};
 
 /// The name under which workers know the directory of [`generate`].
@@ -29,26 +28,10 @@ pub(super) struct DemoObject {
 
 /// The TPC-H tables as files; made once a machine.
 pub(super) fn tpch(scale_factor: &str, stop: &Stop) -> Result<Vec<PathBuf>, Error> {
-    let script = repository_root().join("scripts/tpch-data");
-    let made = Command::new(&script)
-        .arg(scale_factor)
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(Error::file("run", &script))?;
+    let found = find_or_make_tpch(scale_factor);
+    // Ctrl-C ends the script, too.
     stop.check()?;
-    if !made.status.success() {
-        return Err(Error::Data(made.status));
-    }
-    let dir = PathBuf::from(String::from_utf8_lossy(&made.stdout).trim());
-    let mut files = Vec::new();
-    for entry in fs::read_dir(&dir).map_err(Error::file("list", &dir))? {
-        let path = entry.map_err(Error::file("list", &dir))?.path();
-        if path.extension().is_some_and(|extension| extension == "parquet") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
+    Ok(found?)
 }
 
 /// Puts files into a bucket.

@@ -1,9 +1,9 @@
 //! TPC-H through `tests/spark/tpch.py`: the data, and a session that runs queries one at a time when asked to.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -35,28 +35,54 @@ pub struct QueryResult {
     pub sha256: String,
 }
 
+/// Why the tables could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TpchError {
+    /// A file or directory could not be used.
+    #[error("cannot {what} {}: {source}", path.display())]
+    File {
+        /// What was attempted.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The script failed.
+    #[error("cannot make the TPC-H data: scripts/tpch-data ended with {0}; see the messages above")]
+    Script(ExitStatus),
+}
+
 /// The tables at a scale factor as Parquet files, generated if they are not there yet; progress goes to stderr.
 pub fn tpch_files(scale_factor: &str) -> Vec<PathBuf> {
+    find_or_make_tpch(scale_factor).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// As [`tpch_files`], for who goes on after a failure.
+pub(crate) fn find_or_make_tpch(scale_factor: &str) -> Result<Vec<PathBuf>, TpchError> {
+    let failed = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| TpchError::File { what, path, source }
+    };
     let script = repository_root().join("scripts/tpch-data");
     let made = Command::new(&script)
         .arg(scale_factor)
         .stderr(Stdio::inherit())
         .output()
-        .unwrap_or_else(|error| panic!("cannot run {}: {error}", script.display()));
-    assert!(
-        made.status.success(),
-        "cannot make the TPC-H data: {} ended with {}; see the messages above",
-        script.display(),
-        made.status
-    );
+        .map_err(failed("run", &script))?;
+    if !made.status.success() {
+        return Err(TpchError::Script(made.status));
+    }
     let dir = PathBuf::from(String::from_utf8_lossy(&made.stdout).trim());
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&dir)
-        .unwrap_or_else(|error| panic!("cannot list {}: {error}", dir.display()))
-        .map(|entry| entry.expect("a listed file").path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "parquet"))
-        .collect();
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&dir).map_err(failed("list", &dir))? {
+        let path = entry.map_err(failed("list", &dir))?.path();
+        if path.extension().is_some_and(|extension| extension == "parquet") {
+            files.push(path);
+        }
+    }
     files.sort();
-    files
+    Ok(files)
 }
 
 /// An application that runs a query whenever it is asked to; several can take turns.
