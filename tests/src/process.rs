@@ -101,10 +101,13 @@ impl ProcessBuilder {
 
     fn spawn(self, stdout: File, stderr: File, log: PathBuf) -> Process {
         // The kernel kills the process when its parent dies. setpriv asks for that and becomes the program, under the
-        // same pid: doing it here, between fork and exec, would take unsafe code.
+        // same pid: doing it here, between fork and exec, would take unsafe code. The shell between them ends when the
+        // parent died before setpriv had asked.
         let mut command = Command::new("setpriv");
         command
-            .args(["--pdeathsig", "KILL", "--"])
+            .args(["--pdeathsig", "KILL", "--", "sh", "-c"])
+            .args([r#"[ "$PPID" = "$1" ] || exit 1; shift; exec "$@""#, "sh"])
+            .arg(std::process::id().to_string())
             .arg(&self.program)
             .args(&self.args);
         for (key, value) in &self.env {
