@@ -8,13 +8,14 @@
 )]
 
 use std::cell::RefCell;
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 use cachelet_client::{OpenRequest, Options, Stats, Target};
 use cachelet_protocol::ids::{Etag, Generation, ObjectPath, StoreFingerprint};
 use jni::objects::{JByteArray, JByteBuffer, JClass, JIntArray, JLongArray, JObjectArray, JString};
 use jni::sys::{jboolean, jint, jlong};
-use jni::{Env, EnvUnowned};
+use jni::{Env, EnvUnowned, Outcome};
 
 use crate::failure::{Failure, Throw};
 use crate::open;
@@ -33,7 +34,14 @@ fn call<'local, T: Default>(
     mut env: EnvUnowned<'local>,
     body: impl FnOnce(&mut Env<'local>) -> Result<T, Failure>,
 ) -> T {
-    env.with_env(body).resolve::<Throw>()
+    // `resolve` takes the environment a second time, which only a failure needs.
+    match env.with_env(body).into_outcome() {
+        Outcome::Ok(value) => value,
+        Outcome::Err(failure) => env.with_env(|_| Err(failure)).resolve::<Throw>(),
+        Outcome::Panic(payload) => env
+            .with_env(|_| -> Result<T, Failure> { resume_unwind(payload) })
+            .resolve::<Throw>(),
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -339,6 +347,7 @@ extern "system" fn Java_io_cachelet_client_Native_readDirect<'local>(
     object: jlong,
     position: jlong,
     buffer: JByteBuffer<'local>,
+    capacity: jint,
     offset: jint,
     length: jint,
     held_only: jboolean,
@@ -346,7 +355,8 @@ extern "system" fn Java_io_cachelet_client_Native_readDirect<'local>(
     call(env, |env| {
         let position = unsigned(position)?;
         let opened = open::object(object)?;
-        let mut memory = Memory::of(env, &buffer, offset, length)?;
+        let range = within(offset, length, usize::try_from(capacity).unwrap_or(0))?;
+        let mut memory = Memory::at(env, &buffer, range)?;
         let read = if held_only {
             opened.object.read_held_at(memory.as_mut(), position)
         } else {
@@ -465,21 +475,33 @@ struct Memory {
 impl Memory {
     /// `length` bytes of the buffer from `offset` on.
     fn of(env: &Env<'_>, buffer: &JByteBuffer<'_>, offset: jint, length: jint) -> Result<Self, Failure> {
-        let not_direct = |_| Failure::Argument("the buffer is not direct");
         let capacity = env.get_direct_buffer_capacity(buffer).map_err(not_direct)?;
-        let (offset, length) = within(offset, length, capacity)?;
+        Self::at(env, buffer, within(offset, length, capacity)?)
+    }
+
+    /// Bytes of the buffer: the offset of the first, and how many. [`within`] has seen that they are within its capacity
+    /// (`aRangeOutsideItsBufferIsRefusedByTheLibraryToo`). The JVM said that, or `CacheletObject`, which asks the buffer
+    /// itself: from here it takes several calls into the JVM.
+    fn at(
+        env: &Env<'_>,
+        buffer: &JByteBuffer<'_>,
+        (offset, length): (usize, usize),
+    ) -> Result<Self, Failure> {
         if length == 0 {
             let address = std::ptr::NonNull::dangling().as_ptr();
             return Ok(Self { address, length });
         }
         let address = env.get_direct_buffer_address(buffer).map_err(not_direct)?;
         Ok(Self {
-            // SAFETY: The JVM says that `capacity` bytes are at the buffer's address, and `within` has seen that the
-            // range is within them (`aRangeOutsideItsBufferIsRefusedByTheLibraryToo`).
+            // SAFETY: At the buffer's address are as many bytes as its capacity says, and the range is within them.
             address: unsafe { address.add(offset) },
             length,
         })
     }
+}
+
+fn not_direct(_: jni::errors::Error) -> Failure {
+    Failure::Argument("the buffer is not direct")
 }
 
 impl AsMut<[u8]> for Memory {

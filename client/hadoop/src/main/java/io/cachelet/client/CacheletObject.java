@@ -111,7 +111,7 @@ public final class CacheletObject implements AutoCloseable {
             if (position >= sizeBytes) {
                 return -1;
             }
-            read = Native.readDirect(object, position, buffer, start, length, heldOnly);
+            read = Native.readDirect(object, position, buffer, buffer.capacity(), start, length, heldOnly);
         } else {
             read = read(position, buffer.array(), buffer.arrayOffset() + start, length, heldOnly);
         }

@@ -64,9 +64,13 @@ final class Native {
     static native int readArray(long object, long position, byte[] array, int offset, int length, boolean heldOnly)
             throws CacheletException;
 
-    /** As {@link #readArray}. */
+    /**
+     * As {@link #readArray}.
+     *
+     * @param capacity the buffer's own: the range is checked against it, and nothing else
+     */
     static native int readDirect(
-            long object, long position, ByteBuffer direct, int offset, int length, boolean heldOnly)
+            long object, long position, ByteBuffer direct, int capacity, int offset, int length, boolean heldOnly)
             throws CacheletException;
 
     static native boolean holds(long object, long position, long length) throws CacheletException;

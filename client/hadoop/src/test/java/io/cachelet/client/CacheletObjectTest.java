@@ -211,7 +211,7 @@ public class CacheletObjectTest {
         for (long handle : new long[] {0, -1, 1, Long.MIN_VALUE, Long.MAX_VALUE, 1L << 24, (1L << 60) + 5}) {
             assertEquals(
                     Kind.CLOSED,
-                    thrown(() -> Native.readDirect(handle, 0, direct, 0, 1, false))
+                    thrown(() -> Native.readDirect(handle, 0, direct, 10, 0, 1, false))
                             .kind());
             assertEquals(Kind.CLOSED, thrown(() -> Native.connect(handle)).kind());
             Native.closeObject(handle);
@@ -232,7 +232,7 @@ public class CacheletObjectTest {
             for (int[] range : wrong) {
                 assertThrows(
                         IllegalArgumentException.class,
-                        () -> Native.readDirect(object, 0, direct, range[0], range[1], false));
+                        () -> Native.readDirect(object, 0, direct, 10, range[0], range[1], false));
                 assertThrows(
                         IllegalArgumentException.class,
                         () -> Native.readArray(object, 0, new byte[10], range[0], range[1], false));
@@ -244,9 +244,10 @@ public class CacheletObjectTest {
                                 }));
             }
             ThrowingRunnable[] others = {
-                () -> Native.readDirect(object, -1, direct, 0, 1, false),
+                () -> Native.readDirect(object, -1, direct, 10, 0, 1, false),
                 () -> Native.readArray(object, -1, new byte[1], 0, 1, false),
-                () -> Native.readDirect(object, 0, ByteBuffer.allocate(10), 0, 1, false),
+                () -> Native.readDirect(object, 0, ByteBuffer.allocate(10), 10, 0, 1, false),
+                () -> Native.readDirect(object, 0, direct, -1, 0, 1, false),
                 () -> Native.readVectored(object, new long[2], new int[1], new ByteBuffer[] {direct}, new int[1]),
                 () -> Native.prefetch(object, -1, 1),
                 () -> Native.holds(object, -1, 1),
@@ -257,7 +258,7 @@ public class CacheletObjectTest {
                 assertThrows(IllegalArgumentException.class, other);
             }
             ThrowingRunnable[] nulls = {
-                () -> Native.readDirect(object, 0, null, 0, 1, false),
+                () -> Native.readDirect(object, 0, null, 10, 0, 1, false),
                 () -> Native.readArray(object, 0, null, 0, 1, false),
                 () -> Native.readVectored(object, new long[1], new int[1], new ByteBuffer[1], new int[1]),
                 () -> Native.readVectored(object, null, null, null, null),
