@@ -118,6 +118,7 @@ public final class BlockLocator {
      * @param length in bytes; an empty file has no locations
      */
     public BlockLocation[] locate(String uri, String etag, long length) {
+        awaitThoseComing();
         ExecutorDirectory.Snapshot executors = directory.snapshot();
         Tiles tiles = null;
         if (uri != null && length > 0) {
@@ -143,6 +144,13 @@ public final class BlockLocator {
             wanted.clear();
             settling = null;
             breaker.succeeded();
+        }
+    }
+
+    private void awaitThoseComing() {
+        long waited = directory.awaitThoseComing(budget.leftNanos(System.nanoTime()));
+        if (waited > 0) {
+            budget.waited(waited, System.nanoTime());
         }
     }
 

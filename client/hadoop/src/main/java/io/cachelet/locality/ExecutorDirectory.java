@@ -8,6 +8,8 @@ import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.TreeSet;
+import java.util.concurrent.TimeUnit;
+import java.util.function.LongSupplier;
 
 /**
  * The live executors of this application: on which node each runs, and by which host string the scheduler knows it.
@@ -16,13 +18,19 @@ import java.util.TreeSet;
  * brackets included); an executor whose node is unknown, or a virtual node, is never named; an executor that was
  * removed never comes back, even if its registration arrives late.
  *
- * <p>Thread-safe. Readers take a {@link Snapshot} and never wait.
+ * <p>Thread-safe. Readers take a {@link Snapshot} and never wait, unless they ask to.
  */
 public final class ExecutorDirectory {
     private static final ExecutorDirectory INSTANCE = new ExecutorDirectory();
 
     /** Executor ids are never used twice by an application, but 100,000 of them need not be remembered. */
     private static final int MAX_REMOVED = 10_000;
+
+    /**
+     * For so long after the scheduler has named an executor a plan waits for its registration, which it sends while it
+     * is set up; later it has no daemon, or will have one some day.
+     */
+    static final long COMING_NANOS = TimeUnit.SECONDS.toNanos(2);
 
     private final Map<String, Executor> executors = new HashMap<>();
     private final Map<String, Boolean> removed = new LinkedHashMap<String, Boolean>() {
@@ -33,13 +41,26 @@ public final class ExecutorDirectory {
     };
     /** What the scheduler calls an executor, where that is known; it has the last word. */
     private final Map<String, String> schedulerHosts = new HashMap<>();
+    /** Executors that the scheduler knows and that have not registered, and since when. */
+    private final Map<String, Long> coming = new HashMap<>();
+    /** Whether {@link #coming} has any, for those who ask without a lock. */
+    private volatile boolean someAreComing;
+
+    private final LongSupplier clock;
 
     private volatile Snapshot snapshot = Snapshot.EMPTY;
     private volatile String learntService = "";
     private volatile String configuredService = "";
     private volatile boolean active;
 
-    ExecutorDirectory() {}
+    ExecutorDirectory() {
+        this(System::nanoTime);
+    }
+
+    /** {@code clock} ages who is coming. What callers wait is measured by the machine's clock. */
+    ExecutorDirectory(LongSupplier clock) {
+        this.clock = clock;
+    }
 
     /** The directory of this JVM. */
     public static ExecutorDirectory get() {
@@ -70,6 +91,7 @@ public final class ExecutorDirectory {
         active = true;
         executors.put(executorId, new Executor(host, isRealNode(node) ? node : ""));
         publish();
+        hasCome(executorId);
     }
 
     /**
@@ -81,6 +103,10 @@ public final class ExecutorDirectory {
             return;
         }
         schedulerHosts.put(executorId, host);
+        if (!executors.containsKey(executorId)) {
+            coming.put(executorId, clock.getAsLong());
+            someAreComing = true;
+        }
         publish();
     }
 
@@ -93,6 +119,7 @@ public final class ExecutorDirectory {
         executors.remove(executorId);
         schedulerHosts.remove(executorId);
         publish();
+        hasCome(executorId);
     }
 
     /** The application has ended. Another one in this JVM starts from nothing, with the same executor ids. */
@@ -100,10 +127,54 @@ public final class ExecutorDirectory {
         executors.clear();
         schedulerHosts.clear();
         removed.clear();
+        coming.clear();
+        someAreComing = false;
+        notifyAll();
         learntService = "";
         configuredService = "";
         active = false;
         publish();
+    }
+
+    /**
+     * Waits for executors that the scheduler has just named and that have not said yet on which node they are, so that
+     * the first plan does not crowd onto the quickest. For {@code nanos} at most.
+     *
+     * @return how long that took
+     */
+    long awaitThoseComing(long nanos) {
+        if (!someAreComing || nanos <= 0) {
+            return 0;
+        }
+        long start = System.nanoTime();
+        long waited = 0;
+        synchronized (this) {
+            try {
+                while (waited < nanos && areSomeComing()) {
+                    // Rounded up: a wait of 0 would be one without end.
+                    wait(TimeUnit.NANOSECONDS.toMillis(nanos - waited) + 1);
+                    waited = System.nanoTime() - start;
+                }
+            } catch (InterruptedException e) {
+                Thread.currentThread().interrupt();
+            }
+        }
+        return waited;
+    }
+
+    /** The caller has the lock. */
+    private boolean areSomeComing() {
+        long now = clock.getAsLong();
+        coming.values().removeIf(since -> now - since >= COMING_NANOS);
+        someAreComing = !coming.isEmpty();
+        return someAreComing;
+    }
+
+    /** The caller has the lock. */
+    private void hasCome(String executorId) {
+        coming.remove(executorId);
+        someAreComing = !coming.isEmpty();
+        notifyAll();
     }
 
     /** Where the locality service is, as a daemon said: {@code host:port} or a URL. Empty or null says nothing. */

@@ -13,6 +13,7 @@ import java.util.Arrays;
 import java.util.HashSet;
 import java.util.Set;
 import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.FutureTask;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicLong;
 import org.apache.hadoop.fs.BlockLocation;
@@ -91,6 +92,20 @@ public class BlockLocatorTest {
                 "{\"path\":\"s3a://b/t/0\",\"etag\":\"e\",\"size_bytes\":10}",
                 request.get("paths").get(0).toString());
         assertEquals(500, request.get("paths").size());
+    }
+
+    @Test
+    public void theFirstPlanWaitsForAnExecutorThatIsBeingSetUp() throws Exception {
+        serve(FakeService.resident("node-2"));
+        directory.added("0", "10.0.0.1", "node-1");
+        directory.scheduledAs("1", "10.0.0.2");
+        FutureTask<String> plan = new FutureTask<>(() -> locate("s3a://b/1", 10));
+        new Thread(plan).start();
+        directory.added("1", "10.0.0.2", "node-2");
+        assertEquals("10.0.0.2", plan.get());
+        assertEquals(
+                "[\"node-1\",\"node-2\"]",
+                service.requests.get(0).get("candidates").toString());
     }
 
     @Test

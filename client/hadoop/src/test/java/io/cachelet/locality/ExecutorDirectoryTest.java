@@ -4,14 +4,21 @@ import static org.junit.Assert.assertArrayEquals;
 import static org.junit.Assert.assertEquals;
 import static org.junit.Assert.assertNull;
 import static org.junit.Assert.assertSame;
+import static org.junit.Assert.assertTrue;
 
 import java.util.Arrays;
 import java.util.Collections;
+import java.util.concurrent.FutureTask;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicLong;
 import org.junit.Test;
 
 /** Which executors are named, and for how long. */
 public class ExecutorDirectoryTest {
-    private final ExecutorDirectory directory = new ExecutorDirectory();
+    private static final long PATIENT = TimeUnit.SECONDS.toNanos(60);
+
+    private final AtomicLong clock = new AtomicLong();
+    private final ExecutorDirectory directory = new ExecutorDirectory(clock::get);
 
     private String[] hosts(String node) {
         return directory.snapshot().hosts(node);
@@ -44,6 +51,35 @@ public class ExecutorDirectoryTest {
         directory.removed("1");
         directory.added("1", "10.0.0.1", "a");
         assertEquals(Collections.emptyList(), directory.nodes());
+    }
+
+    @Test
+    public void aPlanWaitsForAnExecutorThatTheSchedulerHasJustNamed() throws Exception {
+        assertEquals(0, directory.awaitThoseComing(PATIENT));
+        directory.scheduledAs("1", "10.0.0.1");
+        directory.added("1", "10.0.0.1", "a");
+        assertEquals("it has registered", 0, directory.awaitThoseComing(PATIENT));
+        directory.scheduledAs("2", "10.0.0.2");
+        assertTrue("it has not", directory.awaitThoseComing(1) > 0);
+        directory.scheduledAs("3", "10.0.0.3");
+
+        FutureTask<Long> plan = new FutureTask<>(() -> directory.awaitThoseComing(PATIENT));
+        Thread planner = new Thread(plan);
+        planner.start();
+        directory.added("2", "10.0.0.2", "b");
+        directory.removed("3");
+        assertTrue(plan.get() < PATIENT);
+        assertEquals(Arrays.asList("a", "b"), directory.nodes());
+    }
+
+    @Test
+    public void anExecutorThatDoesNotRegisterIsNotWaitedForLong() {
+        directory.scheduledAs("1", "10.0.0.1");
+        clock.addAndGet(ExecutorDirectory.COMING_NANOS);
+        assertEquals(0, directory.awaitThoseComing(PATIENT));
+        directory.scheduledAs("2", "10.0.0.2");
+        directory.clear();
+        assertEquals("of another application", 0, directory.awaitThoseComing(PATIENT));
     }
 
     @Test
