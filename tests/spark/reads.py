@@ -31,6 +31,7 @@ relations = {}
 
 # A step that waits longer has been forgotten.
 PATIENCE_SECONDS = 120
+PLUG_IN_SECONDS = 10
 
 
 def wait_until(what, condition):
@@ -44,6 +45,17 @@ def wait_until(what, condition):
 def executors(spark):
     # The driver is in the map too.
     return spark.sparkContext._jsc.sc().getExecutorMemoryStatus().size() - 1
+
+
+def await_plug_in(spark):
+    """Waits until Cachelet's plug-in, if there is one, knows the executors that were asked for: what is planned before
+    goes by those that are quickest. Not for long, because an executor without a daemon never tells its node."""
+    if "io.cachelet" not in spark.conf.get("spark.plugins", ""):
+        return
+    directory = spark._jvm.io.cachelet.locality.ExecutorDirectory.get()
+    deadline = time.monotonic() + PLUG_IN_SECONDS
+    while directory.size() < executors(spark) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def preferred_hosts(rdd):
@@ -138,6 +150,7 @@ def main():
     steps = json.loads(given if given.startswith("[") else pathlib.Path(given).read_text(encoding="utf-8"))
     spark = SparkSession.builder.getOrCreate()
     try:
+        await_plug_in(spark)
         results = {step["name"]: run(spark, step, arguments.out) for step in steps}
         tell(results, arguments.out)
     finally:
