@@ -70,7 +70,7 @@ pub struct Options {
     pub max_reconnect_backoff: Duration,
     /// Most descriptors of block files held at once.
     pub max_descriptors: usize,
-    /// How far a sequential reader's readahead goes, in bytes; 0 turns it off.
+    /// How far readahead goes at most, in bytes; 0 turns it off. It begins small, and doubles as a reader goes on.
     pub readahead_bytes: u64,
     /// Check the CRC32C of every chunk read from a held descriptor, and let the daemon check what it sends inline.
     pub verify_reads: bool,

@@ -55,7 +55,7 @@ public final class SettingKeys {
     /** Whether every byte read from a cached file is compared with its checksum. Default: false. */
     public static final String VERIFY_READS = "fs.cachelet.verify.reads";
 
-    /** How far ahead of a sequential reader the daemon fetches, in bytes ({@code 8m}); 0: not at all. Default: 8m. */
+    /** How far ahead of a sequential reader the daemon fetches at most, in bytes ({@code 8m}); 0: not at all. Default: 8m. */
     public static final String READAHEAD = "fs.cachelet.readahead";
 
     private SettingKeys() {}
