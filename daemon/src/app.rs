@@ -13,13 +13,14 @@ use cachelet_protocol::ids::{FileId, SessionId};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin::{Admin, Facts};
 use crate::config::{self, Config, Environment, Grants, Identity};
 use crate::fill::{Filler, Peers};
-use crate::metrics::{CacheLabels, CacheState, Metrics, ReadPath, Source};
+use crate::metrics::{CacheLabels, CacheState, Metrics, Outcome, ReadPath, Source, SyncLabels};
 use crate::origin::{self, Stores};
 use crate::report::{BlockChange, Holders, Reporter};
 use crate::serve::{Context, Limits, LocalSocket, Server, SessionTable, SocketError};
@@ -27,8 +28,10 @@ use crate::store::{self, BlockStore, Event, GrantPolicy};
 
 /// How often evicted files that somebody holds are asked for.
 const RECLAIM_EVERY: Duration = Duration::from_secs(1);
-/// How often written pages are made durable.
-const SYNC_EVERY: Duration = Duration::from_secs(5);
+/// How often it is looked for written pages that have waited long enough to be brought to disk.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// How long written pages wait: what comes to a file within this time is one write to the disk.
+const SYNC_AFTER: Duration = Duration::from_secs(5);
 /// How often the main pool shows that it moves.
 const PULSE_EVERY: Duration = Duration::from_secs(1);
 /// A main pool that did not move for this long is stuck for good: every wait on it is shorter.
@@ -246,7 +249,23 @@ impl App {
         if let Some((reporter, service)) = reporter {
             tasks.spawn(reporter.run(service, background.clone()));
         }
-        tasks.spawn(maintain(Arc::clone(&context), background.clone()));
+        tasks.spawn(every(
+            RECLAIM_EVERY,
+            context.store.clone(),
+            background.clone(),
+            |store| {
+                store.reclaim();
+            },
+        ));
+        tasks.spawn(every(
+            SYNC_EVERY,
+            context.store.clone(),
+            background.clone(),
+            |store| {
+                // What fails is reported as an event, too.
+                let _ = store.sync_dirty(SYNC_AFTER);
+            },
+        ));
         tasks.spawn(pulse(Arc::clone(&facts), background.clone()));
         let recovering = context.store.clone();
         let recovery = tokio::task::spawn_blocking(
@@ -291,7 +310,7 @@ impl App {
         tasks.wait().await;
         dropping.abort();
         let store = context.store.clone();
-        match tokio::task::spawn_blocking(move || store.close_clean()).await {
+        match tokio::task::spawn_blocking(move || store.close_clean(config.admin.drain_timeout)).await {
             Ok(Ok(())) => info!("stopped; the cache is closed cleanly"),
             Ok(Err(error)) => {
                 warn!(%error, "the cache could not be closed cleanly; it will be verified at the next start");
@@ -455,19 +474,17 @@ async fn distribute(
     }
 }
 
-/// Reclaims evicted files that nobody holds any more, and makes written pages durable.
-async fn maintain(context: Arc<Context>, cancel: CancellationToken) {
-    let mut reclaim = tokio::time::interval(RECLAIM_EVERY);
-    let mut sync = tokio::time::interval(SYNC_EVERY);
+/// Does something for the store's upkeep again and again, on the blocking pool, never twice at a time.
+async fn every(period: Duration, store: BlockStore, cancel: CancellationToken, work: fn(&BlockStore)) {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let store = context.store.clone();
-        let worked = tokio::select! {
+        tokio::select! {
             () = cancel.cancelled() => return,
-            _ = reclaim.tick() => tokio::task::spawn_blocking(move || _ = store.reclaim()).await,
-            // What fails is reported as an event, too.
-            _ = sync.tick() => tokio::task::spawn_blocking(move || _ = store.sync_dirty()).await,
-        };
-        if let Err(error) = worked {
+            _ = ticks.tick() => {}
+        }
+        let store = store.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || work(&store)).await {
             warn!(%error, "upkeep of the cache directory failed; it is tried again");
         }
     }
@@ -534,6 +551,15 @@ impl Status {
                 .set(bytes);
         }
         metrics.blocks.set(ledger.blocks);
+        metrics.dirty_bytes.set(ledger.dirty_bytes);
+        // The store counts them; what it says only grows.
+        for (outcome, syncs) in [
+            (Outcome::Complete, ledger.syncs),
+            (Outcome::Failed, ledger.failed_syncs),
+        ] {
+            let counter = metrics.syncs.get_or_create(&SyncLabels { outcome });
+            counter.inner().store(syncs, Ordering::Relaxed);
+        }
         metrics
             .peers_left_out
             .set(self.context.filler.peers_left_out() as i64);
@@ -619,6 +645,7 @@ impl Facts for Status {
                 "reserved_bytes": ledger.reserved_bytes,
                 "unlinked_held_bytes": ledger.unlinked_held_bytes,
                 "quarantined_bytes": ledger.quarantined_bytes,
+                "dirty_bytes": ledger.dirty_bytes,
                 "blocks": ledger.blocks,
                 "block_bytes": context.store.block_size().bytes(),
                 "page_bytes": PAGE_BYTES,

@@ -45,6 +45,10 @@ pub struct Metrics {
     pub cache_bytes: Family<CacheLabels, Gauge<u64, AtomicU64>>,
     /// Blocks cached now.
     pub blocks: Gauge<u64, AtomicU64>,
+    /// Block files brought to disk, by how that ended.
+    pub syncs: Family<SyncLabels, Counter>,
+    /// Bytes written that may not be on disk yet.
+    pub dirty_bytes: Gauge<u64, AtomicU64>,
 }
 
 macro_rules! label_values {
@@ -88,11 +92,11 @@ label_values! {
 }
 
 label_values! {
-    /// How a fetch ended.
+    /// How a fetch, or an fdatasync, ended.
     Outcome {
-        /// All its pages are present.
+        /// All pages are present, or on disk.
         Complete = "complete",
-        /// It failed; another source or try may follow.
+        /// It failed. Another source or try of a fetch may follow; an fdatasync is never tried again.
         Failed = "failed",
     }
 }
@@ -179,6 +183,13 @@ pub struct CacheLabels {
     pub state: CacheState,
 }
 
+/// Label of [`Metrics::syncs`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SyncLabels {
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
 impl Metrics {
     /// The metrics, and the registry that encodes them.
     pub fn new() -> (Self, Arc<Registry>) {
@@ -244,6 +255,16 @@ impl Metrics {
             metrics.cache_bytes.clone(),
         );
         registry.register("blocks", "Blocks cached now", metrics.blocks.clone());
+        registry.register(
+            "syncs",
+            "Block files brought to disk, by outcome",
+            metrics.syncs.clone(),
+        );
+        registry.register(
+            "dirty_bytes",
+            "Bytes written that may not be on disk yet",
+            metrics.dirty_bytes.clone(),
+        );
         (metrics, Arc::new(registry))
     }
 

@@ -23,6 +23,7 @@
 //! | `block` | a block in memory |
 //! | `lookup`, `recovery` | from identity to block: by memory, by path, by scanning everything |
 //! | `pages` | writing, reading and verifying pages |
+//! | `durability` | bringing written pages to disk |
 //! | `admission`, `retire` | making room; taking files out of the cache, reclaiming and quarantining them |
 //! | `grant` | descriptors for readers, and the read-only path they come through |
 //! | `wipe` | removing the whole of it, for good |
@@ -31,6 +32,7 @@
 mod admission;
 mod block;
 mod descriptors;
+mod durability;
 mod error;
 // Public for the trace simulator, which replays traces against this very code; not for the daemon's other modules.
 pub mod eviction;
@@ -61,6 +63,7 @@ use cachelet_protocol::residency::Residency;
 
 use block::Key;
 use descriptors::Descriptors;
+use durability::Dirty;
 use eviction::{Eviction, Tuning};
 use layout::Layout;
 use ledger::Ledger;
@@ -203,13 +206,13 @@ struct State {
     /// Blocks whose path somebody works on: looks for, creates, or removes.
     busy: HashSet<Key>,
     /// Blocks whose file should be gone and could not be removed: nobody gets to see it again.
-    banned: HashSet<Key>,
+    banned: HashMap<Key, FileId>,
     /// Files that left the cache and are not proved free.
     unlinked: HashMap<FileId, Arc<File>>,
     /// Damaged files, oldest first, by the id they are charged under.
     quarantine: VecDeque<(FileId, PathBuf)>,
     /// Files with pages that may not be on disk.
-    dirty: HashSet<FileId>,
+    dirty: Dirty,
     /// Page writes in flight.
     writes: usize,
     recovered: bool,
@@ -226,6 +229,8 @@ struct Counts {
     foreign_files: u64,
     reclaimed_bytes: u64,
     hit_bytes: u64,
+    syncs: u64,
+    failed_syncs: u64,
 }
 
 /// Whether a running daemon holds the cache directory now.
@@ -254,10 +259,10 @@ impl BlockStore {
             index: BTreeMap::new(),
             files: HashMap::new(),
             busy: HashSet::new(),
-            banned: HashSet::new(),
+            banned: HashMap::new(),
             unlinked: HashMap::new(),
             quarantine: VecDeque::new(),
-            dirty: HashSet::new(),
+            dirty: Dirty::default(),
             writes: 0,
             recovered: false,
             closed: false,

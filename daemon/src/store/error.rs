@@ -129,6 +129,19 @@ pub enum Error {
         /// The first failure.
         first: io::Error,
     },
+    /// The time given for bringing pages to disk was over first: the clean-stop marker counts only until the machine
+    /// restarts.
+    #[error("{files} block files were not written to disk in time")]
+    Unsynced {
+        /// How many files are left.
+        files: usize,
+    },
+    /// Files that should be gone are still in the cache directory: no clean-stop marker may vouch for them.
+    #[error("{files} block files that must not be used could not be removed")]
+    NotRemoved {
+        /// How many.
+        files: usize,
+    },
 }
 
 impl Error {
@@ -155,7 +168,9 @@ impl Error {
             | Self::GrantsDisabled { .. }
             | Self::Request { .. }
             | Self::NoSuchBlock { .. }
-            | Self::Sync { .. } => false,
+            | Self::Sync { .. }
+            | Self::Unsynced { .. }
+            | Self::NotRemoved { .. } => false,
         }
     }
 }

@@ -105,7 +105,7 @@ impl BlockStore {
             if let Some(block) = state.index.get(&key) {
                 return Ok(Claimed::Loaded(Arc::clone(block)));
             }
-            if state.banned.contains(&key) {
+            if state.banned.contains_key(&key) {
                 let path = self.inner.layout.block(key);
                 let refused = io::Error::other("it should be gone and could not be removed");
                 return Err(Error::io("use", &path, refused));
@@ -266,15 +266,17 @@ impl BlockStore {
         })?;
         let identity = self.share_object(id.clone());
         let block = Arc::new(Block::new(identity, file_id, length, inode, Pages::default()));
-        self.inner.descriptors.keep(file_id, Arc::new(file));
+        let file = self.inner.descriptors.keep(file_id, Arc::new(file));
+        let now = self.uptime();
         let mut state = self.state();
         state.ledger.create(file_id, reservation.spend());
         state
             .eviction
-            .insert(file_id, claim.key.hash(), HEADER_CHARGE, self.uptime());
+            .insert(file_id, claim.key.hash(), HEADER_CHARGE, now);
         state.index.insert(claim.key, Arc::clone(&block));
         state.files.insert(file_id, Arc::clone(&block));
-        state.dirty.insert(file_id);
+        let most = self.inner.config.max_open_files / 2;
+        state.dirty.wrote(file_id, HEADER_CHARGE, &file, now, most);
         Ok(block)
     }
 

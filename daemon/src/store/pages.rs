@@ -49,6 +49,7 @@ impl BlockStore {
         let before = block.residency();
         let written = self.file_of(block).and_then(|file| {
             write_in_order(&file, page, bytes, &crcs, word)
+                .map(|()| file)
                 .map_err(|error| Error::io("write to", &self.inner.layout.block(key), error))
         });
         let outcome = self.end_write(block, page, reservation, written);
@@ -167,7 +168,7 @@ impl BlockStore {
         if block.add_fill() {
             state.eviction.set_filling(block.file_id(), true);
         }
-        state.dirty.insert(block.file_id());
+        state.dirty.mark(block.file_id(), self.uptime());
         state.writes += 1;
         Ok(())
     }
@@ -177,7 +178,7 @@ impl BlockStore {
         block: &Arc<Block>,
         page: PageIndex,
         reservation: Reservation,
-        written: Result<(), Error>,
+        written: Result<Arc<File>, Error>,
     ) -> Result<PageSet, Error> {
         let mut state = self.state();
         if block.end_fill() {
@@ -192,16 +193,15 @@ impl BlockStore {
         let cached = state.ledger.commit(block.file_id(), bytes);
         match written {
             Err(error) => Err(error),
-            Ok(()) if !cached || block.is_retired() => Err(Error::Evicted {
+            Ok(_) if !cached || block.is_retired() => Err(Error::Evicted {
                 file_id: block.file_id(),
             }),
-            Ok(()) => {
+            Ok(file) => {
                 // Again: a sync may have come between the first mark and the last byte.
-                state.dirty.insert(block.file_id());
+                let (now, most) = (self.uptime(), self.inner.config.max_open_files / 2);
+                state.dirty.wrote(block.file_id(), bytes, &file, now, most);
                 let hash = block.identity().key().hash();
-                state
-                    .eviction
-                    .filled(block.file_id(), hash, page, bytes, self.uptime());
+                state.eviction.filled(block.file_id(), hash, page, bytes, now);
                 state.counts.pages += 1;
                 Ok(block.update_pages(|pages| {
                     pages.verified.insert(page);

@@ -60,6 +60,41 @@ impl BlockStore {
         files.into_iter().filter_map(|file| self.prove_free(file)).sum()
     }
 
+    /// Tries again to remove the files that should be gone; how many could not be removed. Touches the disk.
+    pub(super) fn remove_banned(&self) -> usize {
+        let banned: Vec<(Key, FileId)> = {
+            let state = self.state();
+            state.banned.iter().map(|(key, file)| (*key, *file)).collect()
+        };
+        let mut left = 0;
+        for (key, id) in banned {
+            let path = self.inner.layout.block(key);
+            // Nobody else touches the path: a banned key cannot be claimed. Without a descriptor the bytes could not be
+            // proved free.
+            let kept = self.inner.descriptors.get(id);
+            let file = kept.or_else(|| layout::block_options().open(&path).ok().map(Arc::new));
+            if let Err(error) = unlink(&path) {
+                left += 1;
+                self.emit(Event::Failed(error));
+                continue;
+            }
+            self.inner.descriptors.take(id);
+            let mut state = self.state();
+            state.banned.remove(&key);
+            match file {
+                Some(file) => {
+                    state.ledger.relocate(id, Place::Unlinked);
+                    state.unlinked.insert(id, file);
+                }
+                None => _ = state.ledger.reclaim(id),
+            }
+            self.inner.descriptors.set_pinned(state.unlinked.len());
+            drop(state);
+            self.prove_free(id);
+        }
+        left
+    }
+
     /// Takes a block's file out of the cache. For space only if no fill is in flight.
     pub(super) fn retire(&self, block: &Arc<Block>, reason: &Reason) -> Outcome {
         if !self.begin_retirement(block, reason) {
@@ -209,6 +244,7 @@ impl BlockStore {
             return false;
         }
         block.set_retired(true);
+        let waiting = state.dirty.remove(block.file_id());
         state.busy.insert(key);
         state.index.remove(&key);
         state.files.remove(&block.file_id());
@@ -216,8 +252,10 @@ impl BlockStore {
             Reason::Space => state.eviction.evict(block.file_id(), key.hash()),
             _ => state.eviction.forget(block.file_id()),
         }
-        state.dirty.remove(&block.file_id());
         state.counts.pages -= u64::from(block.pages().all().len());
+        drop(state);
+        // Closing may do I/O: outside the lock. What waited for the disk need not get there any more.
+        drop(waiting);
         true
     }
 
@@ -255,7 +293,7 @@ impl BlockStore {
                     if *reason == Reason::Space {
                         revive(&mut state, block, self.uptime());
                     } else {
-                        state.banned.insert(key);
+                        state.banned.insert(key, file_id);
                     }
                     Err(error)
                 }
@@ -325,7 +363,7 @@ fn revive(state: &mut State, block: &Arc<Block>, now: Duration) {
     let hash = block.identity().key().hash();
     state.eviction.insert(block.file_id(), hash, held_bytes, now);
     state.eviction.set_leased(block.file_id(), leased);
-    state.dirty.insert(block.file_id());
+    state.dirty.mark(block.file_id(), now);
     state.counts.pages += u64::from(block.pages().all().len());
 }
 

@@ -7,6 +7,7 @@ use cachelet_protocol::ids::{Etag, Generation, ObjectName, StoreIdentity};
 
 use super::*;
 
+mod durability;
 mod eviction;
 mod grants;
 mod integrity;
@@ -18,6 +19,8 @@ mod restart;
 /// Pages a block of the tests has.
 const PAGES: u32 = 4;
 const BLOCK_BYTES: u64 = PAGES as u64 * PAGE_BYTES;
+/// How long a stop may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What a block with all its pages is charged.
 const FULL_CHARGE: u64 = HEADER_CHARGE + BLOCK_BYTES;
 
