@@ -20,11 +20,13 @@ use tracing::{info, warn};
 use crate::admin::{Admin, Facts};
 use crate::config::{self, Config, Environment, Grants, Identity};
 use crate::fill::{Filler, Peers};
-use crate::metrics::{CacheLabels, CacheState, Metrics, Outcome, ReadPath, Source, SyncLabels};
+use crate::metrics::{
+    CacheLabels, CacheState, DiskLabels, Metrics, Outcome, ReadPath, Source, StrikeLabels, SyncLabels,
+};
 use crate::origin::{self, Stores};
 use crate::report::{BlockChange, Holders, Reporter};
 use crate::serve::{Context, Limits, LocalSocket, Server, SessionTable, SocketError};
-use crate::store::{self, BlockStore, Event, GrantPolicy};
+use crate::store::{self, BlockStore, DiskChange, DiskState, Event, GrantPolicy};
 
 /// How often evicted files that somebody holds are asked for.
 const RECLAIM_EVERY: Duration = Duration::from_secs(1);
@@ -32,6 +34,10 @@ const RECLAIM_EVERY: Duration = Duration::from_secs(1);
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// How long written pages wait: what comes to a file within this time is one write to the disk.
 const SYNC_AFTER: Duration = Duration::from_secs(5);
+/// How often it is asked whether the disk should be probed.
+const PROBE_EVERY: Duration = Duration::from_millis(200);
+/// How often operations of the disk are looked for that take too long.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
 /// How often the main pool shows that it moves.
 const PULSE_EVERY: Duration = Duration::from_secs(1);
 /// A main pool that did not move for this long is stuck for good: every wait on it is shorter.
@@ -189,6 +195,7 @@ impl App {
             registration: registration.clone(),
             started: Instant::now(),
             serving: AtomicBool::new(false),
+            directory: config.cache.directory.clone(),
             pulse: Mutex::new(Instant::now()),
         });
         let reporter = config.locality.as_ref().map(|locality| {
@@ -240,7 +247,7 @@ impl App {
         let reporting = reporter.as_ref().map(|(reporter, _)| reporter.clone());
         tasks.spawn(distribute(
             events,
-            context.store.clone(),
+            (context.store.clone(), context.filler.clone()),
             reporting.clone(),
             context.metrics.clone(),
             evicted_sender,
@@ -266,6 +273,15 @@ impl App {
                 let _ = store.sync_dirty(SYNC_AFTER);
             },
         ));
+        tasks.spawn(every(
+            PROBE_EVERY,
+            context.store.clone(),
+            background.clone(),
+            |store| {
+                store.probe_disk();
+            },
+        ));
+        tasks.spawn(watch_disk(context.store.clone(), background.clone()));
         tasks.spawn(pulse(Arc::clone(&facts), background.clone()));
         let recovering = context.store.clone();
         let recovery = tokio::task::spawn_blocking(
@@ -335,6 +351,8 @@ fn store_config(config: &Config) -> store::Config {
             .block_size()
             .expect("checked when the configuration was loaded"),
         max_open_files: config.cache.max_open_files,
+        slow_disk: config.cache.slow_disk,
+        disk_retry: config.cache.disk_retry,
     }
 }
 
@@ -426,7 +444,7 @@ async fn check_stores(stores: &Stores) {
 /// Tells the other parts what happened in the store.
 async fn distribute(
     mut events: mpsc::UnboundedReceiver<Event>,
-    store: BlockStore,
+    (store, filler): (BlockStore, Filler),
     reporter: Option<Reporter>,
     metrics: Metrics,
     evicted: mpsc::UnboundedSender<(FileId, Vec<SessionId>)>,
@@ -467,6 +485,22 @@ async fn distribute(
                 metrics.quarantined_files.inc();
                 warn!(path = %path.display(), %damage, "a damaged block file was set aside; its block is fetched again");
             }
+            Some(Event::Recalled { file_id, sessions }) => {
+                let _ = evicted.send((file_id, sessions));
+            }
+            Some(Event::Disk(DiskChange { from, to, reason })) => {
+                filler.disk_changed();
+                match to {
+                    DiskState::Healthy => info!(%from, %to, %reason, "the disk of the cache is in use"),
+                    DiskState::Probation => {
+                        info!(%from, %to, %reason, "the disk of the cache is tried again")
+                    }
+                    DiskState::Suspect => warn!(%from, %to, %reason, "the disk of the cache is watched"),
+                    DiskState::Offline => {
+                        warn!(%from, %to, %reason, "the disk of the cache is out of use; reads go to the origin");
+                    }
+                }
+            }
             Some(Event::Failed(error)) => {
                 warn!(%error, "the cache directory failed; what was lost is fetched again");
             }
@@ -490,6 +524,18 @@ async fn every(period: Duration, store: BlockStore, cancel: CancellationToken, w
     }
 }
 
+/// Looks at what the disk has under way, and never waits for it.
+async fn watch_disk(store: BlockStore, cancel: CancellationToken) {
+    let mut ticks = tokio::time::interval(WATCH_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            _ = ticks.tick() => store.watch_disk(),
+        }
+    }
+}
+
 /// Shows that the main pool moves.
 async fn pulse(facts: Arc<Status>, cancel: CancellationToken) {
     let mut beat = tokio::time::interval(PULSE_EVERY);
@@ -509,6 +555,7 @@ struct Status {
     registration: grpc::Register,
     started: Instant,
     serving: AtomicBool,
+    directory: PathBuf,
     /// When the main pool moved last.
     pulse: Mutex<Instant>,
 }
@@ -552,6 +599,18 @@ impl Status {
         }
         metrics.blocks.set(ledger.blocks);
         metrics.dirty_bytes.set(ledger.dirty_bytes);
+        let disk = self.context.store.disk();
+        for state in DiskState::ALL {
+            let labels = DiskLabels {
+                state: state.as_str(),
+            };
+            let here = i64::from(state == disk.state);
+            metrics.disk_state.get_or_create(&labels).set(here);
+        }
+        for (kind, count) in [("error", disk.errors), ("slow", disk.slow)] {
+            let counter = metrics.disk_strikes.get_or_create(&StrikeLabels { kind });
+            counter.inner().store(count, Ordering::Relaxed);
+        }
         // The store counts them; what it says only grows.
         for (outcome, syncs) in [
             (Outcome::Complete, ledger.syncs),
@@ -585,12 +644,18 @@ impl Facts for Status {
     }
 
     fn notes(&self) -> Vec<String> {
-        match self.context.store.grants() {
+        let grants = match self.context.store.grants() {
             store::GrantStatus::Disabled { reason } => {
-                vec![format!("no descriptors are granted, reads come inline: {reason}")]
+                Some(format!("no descriptors are granted, reads come inline: {reason}"))
             }
-            store::GrantStatus::Enabled | store::GrantStatus::EnabledUnprotected => Vec::new(),
-        }
+            store::GrantStatus::Enabled | store::GrantStatus::EnabledUnprotected => None,
+        };
+        let disk = self.context.store.disk();
+        let doubt = (disk.state != DiskState::Healthy).then(|| {
+            let reason = disk.reason.unwrap_or_default();
+            format!("the disk of the cache is {}: {reason}", disk.state)
+        });
+        grants.into_iter().chain(doubt).collect()
     }
 
     fn problems(&self) -> Vec<String> {
@@ -615,6 +680,7 @@ impl Facts for Status {
 
     fn status(&self) -> serde_json::Value {
         let (context, ledger) = (&self.context, self.context.store.ledger());
+        let disk = context.store.disk();
         let Identity {
             node,
             uuid,
@@ -646,6 +712,14 @@ impl Facts for Status {
                 "unlinked_held_bytes": ledger.unlinked_held_bytes,
                 "quarantined_bytes": ledger.quarantined_bytes,
                 "dirty_bytes": ledger.dirty_bytes,
+                "disks": [{
+                    "directory": self.directory,
+                    "state": disk.state.as_str(),
+                    "seconds": disk.since.as_secs(),
+                    "errors": disk.errors,
+                    "slow": disk.slow,
+                    "reason": disk.reason,
+                }],
                 "blocks": ledger.blocks,
                 "block_bytes": context.store.block_size().bytes(),
                 "page_bytes": PAGE_BYTES,

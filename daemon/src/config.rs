@@ -85,6 +85,15 @@ pub struct CacheConfig {
     /// Most descriptors of block files the daemon keeps open; idle ones are closed first. Default: 4096.
     #[serde(default = "default_max_open_files")]
     pub max_open_files: usize,
+    /// A disk whose operations take longer than this, again and again, is taken out of use until it is faster: reads go to the
+    /// origin meanwhile. Writes may take four times as long. Default: 500 ms, after which JVM clients no longer wait either.
+    /// 0 s: never.
+    #[serde(default = "default_slow_disk", with = "humantime_serde")]
+    pub slow_disk: Duration,
+    /// How long a disk that was taken out of use, for being slow or for its errors, is left alone before it is tried again; each
+    /// try in vain doubles it, to 10 minutes at most. Default: 30 s.
+    #[serde(default = "default_disk_retry", with = "humantime_serde")]
+    pub disk_retry: Duration,
     /// How long to stand by, ready to take over, while another daemon holds `directory`: the one that this one replaces in a
     /// rollout that starts the new pod first (`maxSurge`). Default: 0 s, which refuses to start at once.
     #[serde(default, with = "humantime_serde")]
@@ -206,6 +215,12 @@ fn default_block_size() -> ByteSize {
 fn default_max_open_files() -> usize {
     4096
 }
+fn default_slow_disk() -> Duration {
+    Duration::from_millis(500)
+}
+fn default_disk_retry() -> Duration {
+    Duration::from_secs(30)
+}
 fn default_max_sessions() -> usize {
     4096
 }
@@ -322,6 +337,12 @@ impl Config {
             let reason = "is the same path as cache.directory; mount the directory a second time, read-only"
                 .to_owned();
             return invalid("cache.read_only_path", &self.cache.directory.display(), reason);
+        }
+        let retry = self.cache.disk_retry;
+        if !(Duration::from_millis(100)..=Duration::from_secs(600)).contains(&retry) {
+            let value = humantime_serde::re::humantime::format_duration(retry);
+            let reason = "expected 100 ms to 10 minutes".to_owned();
+            return invalid("cache.disk_retry", &value, reason);
         }
         if !(1..=100).contains(&self.local.max_held_percent) {
             return invalid(
@@ -495,6 +516,11 @@ mod tests {
                 "socket_dir",
                 "max_held_percent = 0\n socket_dir",
                 "local.max_held_percent",
+            ),
+            (
+                "directory = ",
+                "disk_retry = \"0s\"\n directory = ",
+                "cache.disk_retry",
             ),
             ("[local]", "[fill]\nattempts = 0\n[local]", "fill.attempts"),
             (

@@ -49,6 +49,10 @@ pub struct Metrics {
     pub syncs: Family<SyncLabels, Counter>,
     /// Bytes written that may not be on disk yet.
     pub dirty_bytes: Gauge<u64, AtomicU64>,
+    /// 1 for the state that the cache's disk is in, 0 for the others.
+    pub disk_state: Family<DiskLabels, Gauge>,
+    /// Operations that the cache's disk failed, or was too slow for.
+    pub disk_strikes: Family<StrikeLabels, Counter>,
 }
 
 macro_rules! label_values {
@@ -183,6 +187,20 @@ pub struct CacheLabels {
     pub state: CacheState,
 }
 
+/// Label of [`Metrics::disk_state`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DiskLabels {
+    /// The state.
+    pub state: &'static str,
+}
+
+/// Label of [`Metrics::disk_strikes`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StrikeLabels {
+    /// `error` or `slow`.
+    pub kind: &'static str,
+}
+
 /// Label of [`Metrics::syncs`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct SyncLabels {
@@ -264,6 +282,16 @@ impl Metrics {
             "dirty_bytes",
             "Bytes written that may not be on disk yet",
             metrics.dirty_bytes.clone(),
+        );
+        registry.register(
+            "disk_state",
+            "1 for the state that the cache's disk is in",
+            metrics.disk_state.clone(),
+        );
+        registry.register(
+            "disk_strikes",
+            "Operations that the cache's disk failed, or was too slow for",
+            metrics.disk_strikes.clone(),
         );
         (metrics, Arc::new(registry))
     }

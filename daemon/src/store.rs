@@ -24,6 +24,7 @@
 //! | `lookup`, `recovery` | from identity to block: by memory, by path, by scanning everything |
 //! | `pages` | writing, reading and verifying pages |
 //! | `durability` | bringing written pages to disk |
+//! | `health`, `probe` | whether the disk may be trusted with blocks (pure); asking it, and telling what changed |
 //! | `admission`, `retire` | making room; taking files out of the cache, reclaiming and quarantining them |
 //! | `grant` | descriptors for readers, and the read-only path they come through |
 //! | `wipe` | removing the whole of it, for good |
@@ -38,12 +39,14 @@ mod error;
 pub mod eviction;
 mod format;
 mod grant;
+mod health;
 mod layout;
 mod lease;
 mod ledger;
 mod lookup;
 mod marker;
 mod pages;
+mod probe;
 mod recovery;
 mod retire;
 mod status;
@@ -65,6 +68,7 @@ use block::Key;
 use descriptors::Descriptors;
 use durability::Dirty;
 use eviction::{Eviction, Tuning};
+use health::Disk;
 use layout::Layout;
 use ledger::Ledger;
 use marker::Suspects;
@@ -74,6 +78,7 @@ pub use block::{Block, BlockIdentity, ObjectIdentity};
 pub use error::Error;
 pub use format::{CRC_OFFSET, DATA_OFFSET, Damage, HEADER_CHARGE, check_header, with_header_checksum};
 pub use grant::{Grant, GrantStatus};
+pub use health::{DiskChange, DiskState, DiskStatus};
 pub use recovery::Recovery;
 pub use status::{BlockStatus, LedgerSnapshot};
 pub use wipe::{Wiped, wipe};
@@ -98,6 +103,10 @@ pub struct Config {
     pub block_size: BlockSize,
     /// Most descriptors of block files that are kept open.
     pub max_open_files: usize,
+    /// An operation of a healthy disk takes no longer than this; zero: slowness says nothing about the disk.
+    pub slow_disk: Duration,
+    /// How long an offline disk is left alone before it is tried again.
+    pub disk_retry: Duration,
 }
 
 /// What granting descriptors requires.
@@ -165,6 +174,15 @@ pub enum Event {
     },
     /// The disk failed the store in something that no caller waits for.
     Failed(Error),
+    /// The disk is no longer how it was.
+    Disk(DiskChange),
+    /// The disk is offline: who holds the file should close it, though it is still in the cache.
+    Recalled {
+        /// The file.
+        file_id: FileId,
+        /// The sessions that lease it.
+        sessions: Vec<SessionId>,
+    },
 }
 
 type Listener = Box<dyn Fn(Event) + Send + Sync>;
@@ -182,6 +200,7 @@ struct Inner {
     next_file: AtomicU64,
     grants: grant::Source,
     suspects: Suspects,
+    disk: Disk,
     /// Where the policy's time begins.
     opened: Instant,
     descriptors: Descriptors,
@@ -268,6 +287,7 @@ impl BlockStore {
             closed: false,
             counts: Counts::default(),
         };
+        let disk = Disk::new(config.slow_disk, config.disk_retry);
         let inner = Inner {
             descriptors: Descriptors::new(config.max_open_files),
             next_file: AtomicU64::new((epoch.0 << 32) + 1),
@@ -281,6 +301,7 @@ impl BlockStore {
             epoch,
             grants,
             suspects,
+            disk,
             opened: Instant::now(),
         };
         Ok(Self {

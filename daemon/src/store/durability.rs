@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use cachelet_protocol::ids::FileId;
 
+use super::health::Operation;
 use super::{BlockStore, Error, Event, Reason, lock};
 
 /// A single thread brings so many files to disk; for more there are [`SYNC_THREADS`], whose requests the file system's
@@ -172,7 +173,7 @@ impl BlockStore {
             Err(Error::Io { source, .. }) => Err(source),
             Err(error) => Err(io::Error::other(error)),
         };
-        let synced = file.and_then(|file| file.sync_data());
+        let synced = file.and_then(|file| self.watched(Operation::Sync, || file.sync_data()));
         {
             let counts = &mut self.state().counts;
             match &synced {

@@ -85,6 +85,14 @@ pub enum Error {
         /// The format version it claims.
         version: u32,
     },
+    /// The disk is out of use until it has proved itself again.
+    #[error("the disk of {} is offline ({reason})", directory.display())]
+    Offline {
+        /// The cache directory.
+        directory: PathBuf,
+        /// What it did.
+        reason: String,
+    },
     /// Pages that were asked for are not there.
     #[error("pages {missing:?} of block file {file_id} are absent")]
     Absent {
@@ -162,6 +170,7 @@ impl Error {
             | Self::Io { .. }
             | Self::NoSpace { .. }
             | Self::Foreign { .. }
+            | Self::Offline { .. }
             | Self::Absent { .. }
             | Self::Recovering
             | Self::Closed

@@ -14,6 +14,7 @@ use std::time::Duration;
 use cachelet_protocol::ids::{FileId, ObjectName};
 
 use super::block::{Inode, Key};
+use super::health::Operation;
 use super::ledger::Place;
 use super::{
     Block, BlockStore, Damage, Error, Event, HEADER_CHARGE, MAX_QUARANTINED_FILES, Reason, State, layout,
@@ -138,7 +139,8 @@ impl BlockStore {
         let id = self.new_file_id();
         let from = self.inner.layout.block(key);
         let path = self.inner.layout.quarantined(id, key);
-        std::fs::rename(&from, &path).map_err(|error| Error::io("put in quarantine", &from, error))?;
+        self.watched(Operation::Remove, || std::fs::rename(&from, &path))
+            .map_err(|error| Error::io("put in quarantine", &from, error))?;
         {
             let mut state = self.state();
             state.ledger.adopt(id, bytes, Place::Quarantined);
@@ -158,7 +160,8 @@ impl BlockStore {
     /// Removes a file that never made it into memory. The caller holds the key's claim.
     pub(super) fn discard_path(&self, key: Key, file: File, bytes: u64) -> Result<(), Error> {
         let path = self.inner.layout.block(key);
-        std::fs::remove_file(&path).map_err(|error| Error::io("remove", &path, error))?;
+        self.watched(Operation::Remove, || std::fs::remove_file(&path))
+            .map_err(|error| Error::io("remove", &path, error))?;
         let id = self.new_file_id();
         {
             let mut state = self.state();
@@ -175,7 +178,10 @@ impl BlockStore {
         let (id, path) = self.state().quarantine.pop_front()?;
         // Opened first: without a descriptor its bytes could not be proved free.
         let file = layout::block_options().open(&path);
-        match (std::fs::remove_file(&path), file) {
+        match (
+            self.watched(Operation::Remove, || std::fs::remove_file(&path)),
+            file,
+        ) {
             (Ok(()), Ok(file)) => {
                 {
                     let mut state = self.state();
@@ -327,7 +333,7 @@ impl BlockStore {
         }
         if let Reason::Corrupt(damage) = reason {
             let to = self.inner.layout.quarantined(self.new_file_id(), key);
-            match std::fs::rename(&path, &to) {
+            match self.watched(Operation::Remove, || std::fs::rename(&path, &to)) {
                 Ok(()) => {
                     self.state().counts.corruptions += 1;
                     self.emit(Event::Corrupt {
@@ -342,7 +348,7 @@ impl BlockStore {
                 Err(error) => self.emit(Event::Failed(Error::io("put in quarantine", &path, error))),
             }
         }
-        unlink(&path)?;
+        self.watched(Operation::Remove, || unlink(&path))?;
         Ok(Removed::Unlinked(file))
     }
 }

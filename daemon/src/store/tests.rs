@@ -47,6 +47,8 @@ impl Disk {
             min_free_percent: 0,
             block_size: BlockSize::new(BLOCK_BYTES).unwrap(),
             max_open_files: 64,
+            slow_disk: Duration::ZERO,
+            disk_retry: Duration::from_secs(30),
         }
     }
 
