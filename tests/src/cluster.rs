@@ -27,6 +27,7 @@ pub struct ClusterBuilder {
     authorization: &'static str,
     extra: String,
     cache_extra: String,
+    cache_on: Option<PathBuf>,
     local_extra: String,
     remote_extra: String,
     with_service: bool,
@@ -91,6 +92,12 @@ impl ClusterBuilder {
     pub fn cache_config(mut self, toml: &str) -> Self {
         self.cache_extra.push_str(toml);
         self.cache_extra.push('\n');
+        self
+    }
+
+    /// The directory that the workers' cache directories are in; the cluster's own unless said.
+    pub fn cache_on(mut self, directory: &Path) -> Self {
+        self.cache_on = Some(directory.to_owned());
         self
     }
 
@@ -241,6 +248,7 @@ impl ClusterBuilder {
             authorization: "daemon",
             extra: String::new(),
             cache_extra: String::new(),
+            cache_on: None,
             local_extra: String::new(),
             remote_extra: String::new(),
             with_service: true,
@@ -357,7 +365,12 @@ pub struct Worker {
 impl Worker {
     fn new(cluster: &ClusterBuilder, dir: &TestDir, index: usize, service: Option<&Service>) -> Self {
         let node = node_name(index);
-        let cache = dir.create_dir(format!("{node}/cache"));
+        let cache = match &cluster.cache_on {
+            Some(directory) => directory.join(&node),
+            None => dir.join(format!("{node}/cache")),
+        };
+        std::fs::create_dir_all(&cache)
+            .unwrap_or_else(|error| panic!("cannot create {}: {error}", cache.display()));
         let sockets = dir.create_dir(format!("{node}/s"));
         let read_only = dir.create_dir(format!("{node}/ro"));
         let grants = match cluster.grants {
