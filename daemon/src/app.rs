@@ -26,7 +26,7 @@ use crate::metrics::{
 use crate::origin::{self, Stores};
 use crate::report::{BlockChange, Holders, Reporter};
 use crate::serve::{Context, Limits, LocalSocket, Server, SessionTable, SocketError};
-use crate::store::{self, BlockStore, DiskChange, DiskState, Event, GrantPolicy};
+use crate::store::{self, BlockStore, DiskChange, DiskState, Event, GrantPolicy, ScrubPosition};
 
 /// How often evicted files that somebody holds are asked for.
 const RECLAIM_EVERY: Duration = Duration::from_secs(1);
@@ -38,6 +38,9 @@ const SYNC_AFTER: Duration = Duration::from_secs(5);
 const PROBE_EVERY: Duration = Duration::from_millis(200);
 /// How often operations of the disk are looked for that take too long.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
+/// How long the scrubber waits when it has reason to, and how many times for fetches under way.
+const SCRUB_PAUSE: Duration = Duration::from_secs(1);
+const SCRUB_PATIENCE: u32 = 10;
 /// How often the main pool shows that it moves.
 const PULSE_EVERY: Duration = Duration::from_secs(1);
 /// A main pool that did not move for this long is stuck for good: every wait on it is shorter.
@@ -281,6 +284,16 @@ impl App {
                 store.probe_disk();
             },
         ));
+        let scrub_rate = config.cache.scrub_rate.as_u64();
+        if scrub_rate > 0 {
+            let period = config.cache.scrub_period;
+            tasks.spawn(scrub(
+                Arc::clone(&context),
+                scrub_rate,
+                period,
+                background.clone(),
+            ));
+        }
         tasks.spawn(watch_disk(context.store.clone(), background.clone()));
         tasks.spawn(pulse(Arc::clone(&facts), background.clone()));
         let recovering = context.store.clone();
@@ -524,6 +537,53 @@ async fn every(period: Duration, store: BlockStore, cancel: CancellationToken, w
     }
 }
 
+/// Reads what is cached again, so many bytes a second, in passes of which one begins a period after the other.
+async fn scrub(context: Arc<Context>, rate: u64, period: Duration, cancel: CancellationToken) {
+    let passes = async {
+        loop {
+            let began = tokio::time::Instant::now();
+            scrub_once(&context, rate).await;
+            tokio::time::sleep_until(began + period).await;
+        }
+    };
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        () = passes => {}
+    }
+}
+
+async fn scrub_once(context: &Context, rate: u64) {
+    while !context.store.ledger().recovered {
+        tokio::time::sleep(SCRUB_PAUSE).await;
+    }
+    let mut position = ScrubPosition::default();
+    loop {
+        // Fetches come first, but damage is not left alone for ever because of them.
+        for _ in 0..SCRUB_PATIENCE {
+            if context.filler.in_flight() == 0 {
+                break;
+            }
+            tokio::time::sleep(SCRUB_PAUSE).await;
+        }
+        let store = context.store.clone();
+        let work = move || {
+            let read = store.scrub_page(&mut position);
+            (position, read)
+        };
+        let (next, read) = match tokio::task::spawn_blocking(work).await {
+            Ok(done) => done,
+            Err(error) => return warn!(%error, "scrubbing failed; it begins anew with the next pass"),
+        };
+        position = next;
+        match read {
+            Ok(Some(bytes)) => tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64)).await,
+            Ok(None) => return,
+            // The disk is out of use.
+            Err(_) => tokio::time::sleep(SCRUB_PAUSE).await,
+        }
+    }
+}
+
 /// Looks at what the disk has under way, and never waits for it.
 async fn watch_disk(store: BlockStore, cancel: CancellationToken) {
     let mut ticks = tokio::time::interval(WATCH_EVERY);
@@ -599,6 +659,12 @@ impl Status {
         }
         metrics.blocks.set(ledger.blocks);
         metrics.dirty_bytes.set(ledger.dirty_bytes);
+        for (counter, count) in [
+            (&metrics.scrubbed_bytes, ledger.scrubbed_bytes),
+            (&metrics.scrub_findings, ledger.scrub_findings),
+        ] {
+            counter.inner().store(count, Ordering::Relaxed);
+        }
         let disk = self.context.store.disk();
         for state in DiskState::ALL {
             let labels = DiskLabels {
@@ -712,6 +778,11 @@ impl Facts for Status {
                 "unlinked_held_bytes": ledger.unlinked_held_bytes,
                 "quarantined_bytes": ledger.quarantined_bytes,
                 "dirty_bytes": ledger.dirty_bytes,
+                "scrub": {
+                    "bytes": ledger.scrubbed_bytes,
+                    "findings": ledger.scrub_findings,
+                    "passes": ledger.scrub_passes,
+                },
                 "disks": [{
                     "directory": self.directory,
                     "state": disk.state.as_str(),

@@ -94,6 +94,14 @@ pub struct CacheConfig {
     /// try in vain doubles it, to 10 minutes at most. Default: 30 s.
     #[serde(default = "default_disk_retry", with = "humantime_serde")]
     pub disk_retry: Duration,
+    /// How many bytes a second are read again from the disk, and compared with their checksums, to find damage before a reader
+    /// does. Default: 1 MiB, as HDFS's block scanner. 0: none.
+    #[serde(default = "default_scrub_rate")]
+    pub scrub_rate: ByteSize,
+    /// The least time from the beginning of one such pass over the whole cache to that of the next. Default: 3 weeks (21 days),
+    /// as HDFS's.
+    #[serde(default = "default_scrub_period", with = "humantime_serde")]
+    pub scrub_period: Duration,
     /// How long to stand by, ready to take over, while another daemon holds `directory`: the one that this one replaces in a
     /// rollout that starts the new pod first (`maxSurge`). Default: 0 s, which refuses to start at once.
     #[serde(default, with = "humantime_serde")]
@@ -214,6 +222,12 @@ fn default_block_size() -> ByteSize {
 }
 fn default_max_open_files() -> usize {
     4096
+}
+fn default_scrub_rate() -> ByteSize {
+    ByteSize::mib(1)
+}
+fn default_scrub_period() -> Duration {
+    Duration::from_secs(21 * 24 * 3600)
 }
 fn default_slow_disk() -> Duration {
     Duration::from_millis(500)
@@ -337,6 +351,11 @@ impl Config {
             let reason = "is the same path as cache.directory; mount the directory a second time, read-only"
                 .to_owned();
             return invalid("cache.read_only_path", &self.cache.directory.display(), reason);
+        }
+        if self.cache.scrub_period < Duration::from_secs(1) {
+            let value = humantime_serde::re::humantime::format_duration(self.cache.scrub_period);
+            let reason = "at least 1 s; scrub_rate = \"0B\" switches scrubbing off".to_owned();
+            return invalid("cache.scrub_period", &value, reason);
         }
         let retry = self.cache.disk_retry;
         if !(Duration::from_millis(100)..=Duration::from_secs(600)).contains(&retry) {
@@ -521,6 +540,11 @@ mod tests {
                 "directory = ",
                 "disk_retry = \"0s\"\n directory = ",
                 "cache.disk_retry",
+            ),
+            (
+                "directory = ",
+                "scrub_period = \"0s\"\n directory = ",
+                "cache.scrub_period",
             ),
             ("[local]", "[fill]\nattempts = 0\n[local]", "fill.attempts"),
             (

@@ -53,6 +53,10 @@ pub struct Metrics {
     pub disk_state: Family<DiskLabels, Gauge>,
     /// Operations that the cache's disk failed, or was too slow for.
     pub disk_strikes: Family<StrikeLabels, Counter>,
+    /// Bytes that the scrubber read.
+    pub scrubbed_bytes: Counter,
+    /// Damaged block files that the scrubber found.
+    pub scrub_findings: Counter,
 }
 
 macro_rules! label_values {
@@ -292,6 +296,16 @@ impl Metrics {
             "disk_strikes",
             "Operations that the cache's disk failed, or was too slow for",
             metrics.disk_strikes.clone(),
+        );
+        registry.register(
+            "scrubbed_bytes",
+            "Bytes that the scrubber read",
+            metrics.scrubbed_bytes.clone(),
+        );
+        registry.register(
+            "scrub_findings",
+            "Damaged block files that the scrubber found",
+            metrics.scrub_findings.clone(),
         );
         (metrics, Arc::new(registry))
     }

@@ -24,6 +24,7 @@
 //! | `lookup`, `recovery` | from identity to block: by memory, by path, by scanning everything |
 //! | `pages` | writing, reading and verifying pages |
 //! | `durability` | bringing written pages to disk |
+//! | `scrub` | finding what the disk has lost |
 //! | `health`, `probe` | whether the disk may be trusted with blocks (pure); asking it, and telling what changed |
 //! | `admission`, `retire` | making room; taking files out of the cache, reclaiming and quarantining them |
 //! | `grant` | descriptors for readers, and the read-only path they come through |
@@ -49,6 +50,7 @@ mod pages;
 mod probe;
 mod recovery;
 mod retire;
+mod scrub;
 mod status;
 mod wipe;
 
@@ -80,6 +82,7 @@ pub use format::{CRC_OFFSET, DATA_OFFSET, Damage, HEADER_CHARGE, check_header, w
 pub use grant::{Grant, GrantStatus};
 pub use health::{DiskChange, DiskState, DiskStatus};
 pub use recovery::Recovery;
+pub use scrub::ScrubPosition;
 pub use status::{BlockStatus, LedgerSnapshot};
 pub use wipe::{Wiped, wipe};
 
@@ -250,6 +253,9 @@ struct Counts {
     hit_bytes: u64,
     syncs: u64,
     failed_syncs: u64,
+    scrubbed_bytes: u64,
+    scrub_findings: u64,
+    scrub_passes: u64,
 }
 
 /// Whether a running daemon holds the cache directory now.

@@ -100,6 +100,10 @@ impl Dirty {
         due.take(most).count()
     }
 
+    pub(super) fn contains(&self, file: FileId) -> bool {
+        self.files.contains_key(&file)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.files.len()
     }

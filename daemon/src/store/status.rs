@@ -56,6 +56,12 @@ pub struct LedgerSnapshot {
     pub syncs: u64,
     /// Files that could not be brought to disk, and left the cache.
     pub failed_syncs: u64,
+    /// Bytes that the scrubber read.
+    pub scrubbed_bytes: u64,
+    /// Damaged files that it found.
+    pub scrub_findings: u64,
+    /// Its passes over the whole cache.
+    pub scrub_passes: u64,
     /// Whether the whole directory is accounted for.
     pub recovered: bool,
 }
@@ -126,6 +132,9 @@ impl BlockStore {
             dirty_bytes: state.dirty.bytes(),
             syncs: state.counts.syncs,
             failed_syncs: state.counts.failed_syncs,
+            scrubbed_bytes: state.counts.scrubbed_bytes,
+            scrub_findings: state.counts.scrub_findings,
+            scrub_passes: state.counts.scrub_passes,
             recovered: state.recovered,
         }
     }

@@ -15,6 +15,7 @@ mod model;
 mod opening;
 mod pages;
 mod restart;
+mod scrub;
 
 /// Pages a block of the tests has.
 const PAGES: u32 = 4;

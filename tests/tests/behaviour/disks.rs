@@ -281,6 +281,43 @@ fn a_file_that_could_not_be_removed_is_gone_before_a_stop_vouches_for_the_cache(
     scene.read(seed);
 }
 
+#[test]
+fn damage_on_the_disk_is_found_by_the_scrubber_and_the_next_read_is_right() {
+    let server = S3Server::shared();
+    let bucket = server.bucket();
+    let mut cluster = Cluster::of(&server.endpoint())
+        .without_service()
+        .block_size("4MiB")
+        .cache_config("scrub_rate = \"64MiB\"\nscrub_period = \"1s\"")
+        .start();
+    let worker = cluster.worker(0);
+    let client = exact_client_of(worker);
+    let objects: Vec<_> = (920..923)
+        .map(|seed| {
+            let (path, _) = put(&bucket, &format!("object-{seed}"), seed, SIZE);
+            let object = open(&client, &path).expect("it exists");
+            check(&object, seed);
+            (object, seed)
+        })
+        .collect();
+    wait_until(NOTICED, "the scrubber has read it all", || {
+        worker.count("/cache/scrub/bytes") >= 3 * SIZE
+    });
+    assert_eq!(worker.count("/cache/quarantined_files"), 0);
+    flip(&worker.block_files().remove(1), (1 << 20) + 2 * MIB + 77);
+    wait_until(NOTICED, "the scrubber has found it", || {
+        worker.count("/cache/scrub/findings") == 1
+    });
+    assert_eq!(worker.count("/cache/quarantined_files"), 1);
+    // Who held the file is asked to close it; what is read next comes from a new one.
+    wait_until(NOTICED, "the client has closed it", || {
+        client.stats().grants_dropped == 1
+    });
+    let origin = worker.count("/fill_bytes/origin");
+    objects.iter().for_each(|(object, seed)| check(object, *seed));
+    assert_eq!(worker.count("/fill_bytes/origin"), origin + SIZE);
+}
+
 fn flip(path: &Path, at: u64) {
     use std::os::unix::fs::FileExt;
     let file = std::fs::File::options()
