@@ -381,6 +381,13 @@ impl Worker {
             GrantSetup::Unprotected => "grants = \"unprotected\"".to_owned(),
             GrantSetup::Missing => String::new(),
         };
+        // What a test does not ask for does not happen to it: a loaded machine's disk is slow, and damage is for the test to find.
+        let unless_said = |key: &str, value: &str| {
+            let said = cluster.cache_extra.contains(key);
+            (!said).then(|| format!("{key} = \"{value}\"\n"))
+        };
+        let quiet = [unless_said("slow_disk", "0s"), unless_said("scrub_rate", "0B")];
+        let quiet: String = quiet.into_iter().flatten().collect();
         let address = format!("127.0.0.{}", index + 2);
         let locality = service
             .map(|service| {
@@ -392,7 +399,7 @@ impl Worker {
             .unwrap_or_default();
         let text = format!(
             "[worker]\nnode_name = \"{node}\"\n\
-             [cache]\ndirectory = \"{cache}\"\n{grants}\nquota = \"{quota}\"\nmin_free_percent = 1\nblock_size = \"{block_size}\"\n{cache_extra}\
+             [cache]\ndirectory = \"{cache}\"\n{grants}\nquota = \"{quota}\"\nmin_free_percent = 1\nblock_size = \"{block_size}\"\n{quiet}{cache_extra}\
              [local]\nsocket_dir = \"{sockets}\"\n{local_extra}\
              [remote]\nlisten = \"{address}:0\"\nsecret_file = \"{secret}\"\n{remote_extra}\
              [admin]\nlisten = \"{address}:0\"\ndrain_timeout = \"10s\"\n\

@@ -63,7 +63,7 @@ impl FaultyDisk {
     /// fail.
     pub fn mount(seed: u64) -> Option<Self> {
         if !crate::can_mount() || !Path::new("/dev/fuse").exists() {
-            println!("skipped: a disk that fails needs root and /dev/fuse");
+            eprintln!("skipped: a disk that fails needs root and /dev/fuse");
             return None;
         }
         let dir = TestDir::new("disk");

@@ -215,7 +215,8 @@ fn a_disk_that_fails_opens_is_taken_out_of_use_and_comes_back() {
 #[test]
 fn reads_past_a_slow_disk_are_right_and_take_about_as_long_as_the_origin() {
     const DELAY: Duration = Duration::from_millis(500);
-    let Some(mut scene) = Scene::begin(906, RETRY) else {
+    let cache = format!("{RETRY}\nslow_disk = \"500ms\"");
+    let Some(mut scene) = Scene::begin(906, &cache) else {
         return;
     };
     let client = exact_client_of(scene.worker());
@@ -256,7 +257,7 @@ fn reads_past_a_slow_disk_are_right_and_take_about_as_long_as_the_origin() {
 
 #[test]
 fn a_file_that_could_not_be_removed_is_gone_before_a_stop_vouches_for_the_cache() {
-    let Some(mut scene) = Scene::begin(907, "slow_disk = \"0s\"") else {
+    let Some(mut scene) = Scene::begin(907, RETRY) else {
         return;
     };
     let seed = scene.put();
