@@ -13,7 +13,6 @@ use cachelet_protocol::ids::{FileId, SessionId};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -26,21 +25,9 @@ use crate::metrics::{
 use crate::origin::{self, Stores};
 use crate::report::{BlockChange, Holders, Reporter};
 use crate::serve::{Context, Limits, LocalSocket, Server, SessionTable, SocketError};
-use crate::store::{self, BlockStore, DiskChange, DiskState, Event, GrantPolicy, ScrubPosition};
+use crate::store::{self, BlockStore, DiskChange, DiskState, Event, GrantPolicy};
+use crate::upkeep;
 
-/// How often evicted files that somebody holds are asked for.
-const RECLAIM_EVERY: Duration = Duration::from_secs(1);
-/// How often it is looked for written pages that have waited long enough to be brought to disk.
-const SYNC_EVERY: Duration = Duration::from_secs(1);
-/// How long written pages wait: what comes to a file within this time is one write to the disk.
-const SYNC_AFTER: Duration = Duration::from_secs(5);
-/// How often it is asked whether the disk should be probed.
-const PROBE_EVERY: Duration = Duration::from_millis(200);
-/// How often operations of the disk are looked for that take too long.
-const WATCH_EVERY: Duration = Duration::from_millis(100);
-/// How long the scrubber waits when it has reason to, and how many times for fetches under way.
-const SCRUB_PAUSE: Duration = Duration::from_secs(1);
-const SCRUB_PATIENCE: u32 = 10;
 /// How often the main pool shows that it moves.
 const PULSE_EVERY: Duration = Duration::from_secs(1);
 /// A main pool that did not move for this long is stuck for good: every wait on it is shorter.
@@ -259,42 +246,7 @@ impl App {
         if let Some((reporter, service)) = reporter {
             tasks.spawn(reporter.run(service, background.clone()));
         }
-        tasks.spawn(every(
-            RECLAIM_EVERY,
-            context.store.clone(),
-            background.clone(),
-            |store| {
-                store.reclaim();
-            },
-        ));
-        tasks.spawn(every(
-            SYNC_EVERY,
-            context.store.clone(),
-            background.clone(),
-            |store| {
-                // What fails is reported as an event, too.
-                let _ = store.sync_dirty(SYNC_AFTER);
-            },
-        ));
-        tasks.spawn(every(
-            PROBE_EVERY,
-            context.store.clone(),
-            background.clone(),
-            |store| {
-                store.probe_disk();
-            },
-        ));
-        let scrub_rate = config.cache.scrub_rate.as_u64();
-        if scrub_rate > 0 {
-            let period = config.cache.scrub_period;
-            tasks.spawn(scrub(
-                Arc::clone(&context),
-                scrub_rate,
-                period,
-                background.clone(),
-            ));
-        }
-        tasks.spawn(watch_disk(context.store.clone(), background.clone()));
+        upkeep::begin(&tasks, &context, &config.cache, &background);
         tasks.spawn(pulse(Arc::clone(&facts), background.clone()));
         let recovering = context.store.clone();
         let recovery = tokio::task::spawn_blocking(
@@ -506,7 +458,7 @@ async fn distribute(
                 match to {
                     DiskState::Healthy => info!(%from, %to, %reason, "the disk of the cache is in use"),
                     DiskState::Probation => {
-                        info!(%from, %to, %reason, "the disk of the cache is tried again")
+                        info!(%from, %to, %reason, "the disk of the cache is tried again");
                     }
                     DiskState::Suspect => warn!(%from, %to, %reason, "the disk of the cache is watched"),
                     DiskState::Offline => {
@@ -517,81 +469,6 @@ async fn distribute(
             Some(Event::Failed(error)) => {
                 warn!(%error, "the cache directory failed; what was lost is fetched again");
             }
-        }
-    }
-}
-
-/// Does something for the store's upkeep again and again, on the blocking pool, never twice at a time.
-async fn every(period: Duration, store: BlockStore, cancel: CancellationToken, work: fn(&BlockStore)) {
-    let mut ticks = tokio::time::interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        let store = store.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || work(&store)).await {
-            warn!(%error, "upkeep of the cache directory failed; it is tried again");
-        }
-    }
-}
-
-/// Reads what is cached again, so many bytes a second, in passes of which one begins a period after the other.
-async fn scrub(context: Arc<Context>, rate: u64, period: Duration, cancel: CancellationToken) {
-    let passes = async {
-        loop {
-            let began = tokio::time::Instant::now();
-            scrub_once(&context, rate).await;
-            tokio::time::sleep_until(began + period).await;
-        }
-    };
-    tokio::select! {
-        () = cancel.cancelled() => {}
-        () = passes => {}
-    }
-}
-
-async fn scrub_once(context: &Context, rate: u64) {
-    while !context.store.ledger().recovered {
-        tokio::time::sleep(SCRUB_PAUSE).await;
-    }
-    let mut position = ScrubPosition::default();
-    loop {
-        // Fetches come first, but damage is not left alone for ever because of them.
-        for _ in 0..SCRUB_PATIENCE {
-            if context.filler.in_flight() == 0 {
-                break;
-            }
-            tokio::time::sleep(SCRUB_PAUSE).await;
-        }
-        let store = context.store.clone();
-        let work = move || {
-            let read = store.scrub_page(&mut position);
-            (position, read)
-        };
-        let (next, read) = match tokio::task::spawn_blocking(work).await {
-            Ok(done) => done,
-            Err(error) => return warn!(%error, "scrubbing failed; it begins anew with the next pass"),
-        };
-        position = next;
-        match read {
-            Ok(Some(bytes)) => tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64)).await,
-            Ok(None) => return,
-            // The disk is out of use.
-            Err(_) => tokio::time::sleep(SCRUB_PAUSE).await,
-        }
-    }
-}
-
-/// Looks at what the disk has under way, and never waits for it.
-async fn watch_disk(store: BlockStore, cancel: CancellationToken) {
-    let mut ticks = tokio::time::interval(WATCH_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            _ = ticks.tick() => store.watch_disk(),
         }
     }
 }

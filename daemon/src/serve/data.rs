@@ -385,7 +385,7 @@ impl Reply<'_> {
     fn lose(&self, filled: &Filled, errno: nix::errno::Errno) {
         let (store, block) = (self.context.store.clone(), Arc::clone(&filled.block));
         drop(tokio::task::spawn_blocking(move || {
-            store.failed_read(&block, errno)
+            store.failed_read(&block, errno);
         }));
     }
 

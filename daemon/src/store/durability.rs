@@ -185,7 +185,7 @@ impl BlockStore {
                 Err(_) => counts.failed_syncs += 1,
             }
         }
-        synced.map_err(|error| {
+        synced.inspect_err(|error| {
             self.retire(&block, &Reason::WriteFailed);
             let path = self.inner.layout.block(block.identity().key());
             // An error cannot be cloned; its number says all that there is.
@@ -193,7 +193,6 @@ impl BlockStore {
                 .raw_os_error()
                 .map_or_else(|| io::Error::from(error.kind()), io::Error::from_raw_os_error);
             self.emit(Event::Failed(Error::io("write to disk", &path, copy)));
-            error
         })
     }
 }

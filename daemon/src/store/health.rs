@@ -110,8 +110,7 @@ impl Operation {
             Self::Write => "write",
             Self::Sync => "sync",
             Self::Remove => "remove",
-            Self::Probe => "probe",
-            Self::ProbeThrottled => "probe",
+            Self::Probe | Self::ProbeThrottled => "probe",
         }
     }
 
@@ -252,7 +251,7 @@ impl Health {
         self.forget(now);
         self.passes += 1;
         match self.state {
-            DiskState::Suspect if self.strikes.is_empty() && now - self.since >= WINDOW => {
+            DiskState::Suspect if self.strikes.is_empty() && now.saturating_sub(self.since) >= WINDOW => {
                 Some(self.turn(DiskState::Healthy, now, &"a minute without trouble"))
             }
             DiskState::Probation if self.passes >= PASSES => {
@@ -267,7 +266,7 @@ impl Health {
     /// What comes of the time that has passed.
     fn tick(&mut self, now: Duration) -> Option<DiskChange> {
         self.forget(now);
-        let over = self.state == DiskState::Offline && now - self.since >= self.retry;
+        let over = self.state == DiskState::Offline && now.saturating_sub(self.since) >= self.retry;
         over.then(|| {
             let why = format!("{} s have passed", self.retry.as_secs());
             self.turn(DiskState::Probation, now, &why)
@@ -294,7 +293,9 @@ impl Health {
 
     fn go_offline(&mut self, now: Duration, why: &dyn fmt::Display) -> DiskChange {
         // A disk that fails again soon after it came back waits longer, as one that fails its probation.
-        let just_back = self.back.is_some_and(|back| now - back < self.retry);
+        let just_back = self
+            .back
+            .is_some_and(|back| now.saturating_sub(back) < self.retry);
         self.retry = if self.state == DiskState::Probation || just_back {
             (self.retry * 2).min(MAX_RETRY)
         } else {

@@ -182,7 +182,7 @@ impl Direct {
         loop {
             let filled = buffer.filled;
             let rest = &mut buffer.whole()[filled..];
-            if rest.is_empty() || filled % ALIGNMENT != 0 {
+            if rest.is_empty() || !filled.is_multiple_of(ALIGNMENT) {
                 break;
             }
             match self.file.read_at(rest, offset + filled as u64) {
