@@ -124,4 +124,3 @@ async fn scrub_once(context: &Context, rate: u64) {
         }
     }
 }
-

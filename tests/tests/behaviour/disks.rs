@@ -4,7 +4,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cachelet_client::{Client, Object};
-use cachelet_tests::{Bucket, Cluster, DiskOperation, FaultyDisk, S3Server, Worker, wait_until};
+use cachelet_tests::{
+    Bucket, Cluster, ClusterBuilder, DiskOperation, FaultyDisk, GrantSetup, S3Server, Worker, wait_until,
+};
 
 use super::support::{MIB, assert_content, client_of, exact_client_of, open, put, read_all};
 
@@ -28,6 +30,10 @@ struct Scene {
 impl Scene {
     /// `None`, after saying so, where there can be no such disk.
     fn begin(seed: u64, cache: &str) -> Option<Self> {
+        Self::with(seed, cache, |cluster| cluster)
+    }
+
+    fn with(seed: u64, cache: &str, change: impl FnOnce(ClusterBuilder) -> ClusterBuilder) -> Option<Self> {
         let disk = FaultyDisk::mount(seed)?;
         let server = S3Server::shared();
         let cluster = Cluster::of(&server.endpoint())
@@ -35,8 +41,8 @@ impl Scene {
             .cache_on(disk.path())
             .block_size("4MiB")
             .quota("40MiB")
-            .cache_config(cache)
-            .start();
+            .cache_config(cache);
+        let cluster = change(cluster).start();
         Some(Self {
             cluster,
             bucket: server.bucket(),
@@ -210,6 +216,30 @@ fn a_disk_that_fails_renames_is_taken_out_of_use_and_comes_back() {
 #[test]
 fn a_disk_that_fails_opens_is_taken_out_of_use_and_comes_back() {
     survives(905, DiskOperation::Open);
+}
+
+#[test]
+fn an_error_of_the_disk_in_the_middle_of_an_inline_reply_is_made_up_for_by_the_origin() {
+    for seed in [910, 911, 912] {
+        let inline = |cluster: ClusterBuilder| cluster.grants(GrantSetup::Missing);
+        let Some(mut scene) = Scene::with(seed, RETRY, inline) else {
+            return;
+        };
+        scene.disk.fail(DiskOperation::Read, 0.2);
+        // What fails in the kernel's readahead is read again: not every failure is met.
+        let passed = (0..40).find_map(|_| {
+            let seed = scene.put();
+            scene.read(seed);
+            let passed = scene.worker().count("/read_bytes/pass_through");
+            (passed > 0).then_some(passed)
+        });
+        let passed = passed.expect("the file failed while it was sent from");
+        println!("seed {seed}: {passed} bytes of a reply came from the origin");
+        let metrics = scene.worker().metrics();
+        assert!(metrics.contains("cachelet_broken_sessions_total 0"), "{metrics}");
+        scene.disk.heal();
+        scene.settle();
+    }
 }
 
 #[test]
