@@ -19,16 +19,15 @@ use tracing::{info, warn};
 use crate::admin::{Admin, Facts};
 use crate::config::{self, Config, Environment, Grants, Identity};
 use crate::fill::{Filler, Peers};
-use crate::metrics::{CacheLabels, CacheState, Metrics, ReadPath, Source};
+use crate::metrics::{
+    CacheLabels, CacheState, DiskLabels, Metrics, Outcome, ReadPath, Source, StrikeLabels, SyncLabels,
+};
 use crate::origin::{self, Stores};
 use crate::report::{BlockChange, Holders, Reporter};
 use crate::serve::{Context, Limits, LocalSocket, Server, SessionTable, SocketError};
-use crate::store::{self, BlockStore, Event, GrantPolicy};
+use crate::store::{self, BlockStore, DiskChange, DiskState, Event, GrantPolicy};
+use crate::upkeep;
 
-/// How often evicted files that somebody holds are asked for.
-const RECLAIM_EVERY: Duration = Duration::from_secs(1);
-/// How often written pages are made durable.
-const SYNC_EVERY: Duration = Duration::from_secs(5);
 /// How often the main pool shows that it moves.
 const PULSE_EVERY: Duration = Duration::from_secs(1);
 /// A main pool that did not move for this long is stuck for good: every wait on it is shorter.
@@ -186,6 +185,7 @@ impl App {
             registration: registration.clone(),
             started: Instant::now(),
             serving: AtomicBool::new(false),
+            directory: config.cache.directory.clone(),
             pulse: Mutex::new(Instant::now()),
         });
         let reporter = config.locality.as_ref().map(|locality| {
@@ -237,7 +237,7 @@ impl App {
         let reporting = reporter.as_ref().map(|(reporter, _)| reporter.clone());
         tasks.spawn(distribute(
             events,
-            context.store.clone(),
+            (context.store.clone(), context.filler.clone()),
             reporting.clone(),
             context.metrics.clone(),
             evicted_sender,
@@ -246,7 +246,7 @@ impl App {
         if let Some((reporter, service)) = reporter {
             tasks.spawn(reporter.run(service, background.clone()));
         }
-        tasks.spawn(maintain(Arc::clone(&context), background.clone()));
+        upkeep::begin(&tasks, &context, &config.cache, &background);
         tasks.spawn(pulse(Arc::clone(&facts), background.clone()));
         let recovering = context.store.clone();
         let recovery = tokio::task::spawn_blocking(
@@ -291,7 +291,7 @@ impl App {
         tasks.wait().await;
         dropping.abort();
         let store = context.store.clone();
-        match tokio::task::spawn_blocking(move || store.close_clean()).await {
+        match tokio::task::spawn_blocking(move || store.close_clean(config.admin.drain_timeout)).await {
             Ok(Ok(())) => info!("stopped; the cache is closed cleanly"),
             Ok(Err(error)) => {
                 warn!(%error, "the cache could not be closed cleanly; it will be verified at the next start");
@@ -316,6 +316,8 @@ fn store_config(config: &Config) -> store::Config {
             .block_size()
             .expect("checked when the configuration was loaded"),
         max_open_files: config.cache.max_open_files,
+        slow_disk: config.cache.slow_disk,
+        disk_retry: config.cache.disk_retry,
     }
 }
 
@@ -407,7 +409,7 @@ async fn check_stores(stores: &Stores) {
 /// Tells the other parts what happened in the store.
 async fn distribute(
     mut events: mpsc::UnboundedReceiver<Event>,
-    store: BlockStore,
+    (store, filler): (BlockStore, Filler),
     reporter: Option<Reporter>,
     metrics: Metrics,
     evicted: mpsc::UnboundedSender<(FileId, Vec<SessionId>)>,
@@ -448,27 +450,25 @@ async fn distribute(
                 metrics.quarantined_files.inc();
                 warn!(path = %path.display(), %damage, "a damaged block file was set aside; its block is fetched again");
             }
+            Some(Event::Recalled { file_id, sessions }) => {
+                let _ = evicted.send((file_id, sessions));
+            }
+            Some(Event::Disk(DiskChange { from, to, reason })) => {
+                filler.disk_changed();
+                match to {
+                    DiskState::Healthy => info!(%from, %to, %reason, "the disk of the cache is in use"),
+                    DiskState::Probation => {
+                        info!(%from, %to, %reason, "the disk of the cache is tried again");
+                    }
+                    DiskState::Suspect => warn!(%from, %to, %reason, "the disk of the cache is watched"),
+                    DiskState::Offline => {
+                        warn!(%from, %to, %reason, "the disk of the cache is out of use; reads go to the origin");
+                    }
+                }
+            }
             Some(Event::Failed(error)) => {
                 warn!(%error, "the cache directory failed; what was lost is fetched again");
             }
-        }
-    }
-}
-
-/// Reclaims evicted files that nobody holds any more, and makes written pages durable.
-async fn maintain(context: Arc<Context>, cancel: CancellationToken) {
-    let mut reclaim = tokio::time::interval(RECLAIM_EVERY);
-    let mut sync = tokio::time::interval(SYNC_EVERY);
-    loop {
-        let store = context.store.clone();
-        let worked = tokio::select! {
-            () = cancel.cancelled() => return,
-            _ = reclaim.tick() => tokio::task::spawn_blocking(move || _ = store.reclaim()).await,
-            // What fails is reported as an event, too.
-            _ = sync.tick() => tokio::task::spawn_blocking(move || _ = store.sync_dirty()).await,
-        };
-        if let Err(error) = worked {
-            warn!(%error, "upkeep of the cache directory failed; it is tried again");
         }
     }
 }
@@ -492,6 +492,7 @@ struct Status {
     registration: grpc::Register,
     started: Instant,
     serving: AtomicBool,
+    directory: PathBuf,
     /// When the main pool moved last.
     pulse: Mutex<Instant>,
 }
@@ -534,6 +535,33 @@ impl Status {
                 .set(bytes);
         }
         metrics.blocks.set(ledger.blocks);
+        metrics.dirty_bytes.set(ledger.dirty_bytes);
+        for (counter, count) in [
+            (&metrics.scrubbed_bytes, ledger.scrubbed_bytes),
+            (&metrics.scrub_findings, ledger.scrub_findings),
+        ] {
+            counter.inner().store(count, Ordering::Relaxed);
+        }
+        let disk = self.context.store.disk();
+        for state in DiskState::ALL {
+            let labels = DiskLabels {
+                state: state.as_str(),
+            };
+            let here = i64::from(state == disk.state);
+            metrics.disk_state.get_or_create(&labels).set(here);
+        }
+        for (kind, count) in [("error", disk.errors), ("slow", disk.slow)] {
+            let counter = metrics.disk_strikes.get_or_create(&StrikeLabels { kind });
+            counter.inner().store(count, Ordering::Relaxed);
+        }
+        // The store counts them; what it says only grows.
+        for (outcome, syncs) in [
+            (Outcome::Complete, ledger.syncs),
+            (Outcome::Failed, ledger.failed_syncs),
+        ] {
+            let counter = metrics.syncs.get_or_create(&SyncLabels { outcome });
+            counter.inner().store(syncs, Ordering::Relaxed);
+        }
         metrics
             .peers_left_out
             .set(self.context.filler.peers_left_out() as i64);
@@ -559,12 +587,18 @@ impl Facts for Status {
     }
 
     fn notes(&self) -> Vec<String> {
-        match self.context.store.grants() {
+        let grants = match self.context.store.grants() {
             store::GrantStatus::Disabled { reason } => {
-                vec![format!("no descriptors are granted, reads come inline: {reason}")]
+                Some(format!("no descriptors are granted, reads come inline: {reason}"))
             }
-            store::GrantStatus::Enabled | store::GrantStatus::EnabledUnprotected => Vec::new(),
-        }
+            store::GrantStatus::Enabled | store::GrantStatus::EnabledUnprotected => None,
+        };
+        let disk = self.context.store.disk();
+        let doubt = (disk.state != DiskState::Healthy).then(|| {
+            let reason = disk.reason.unwrap_or_default();
+            format!("the disk of the cache is {}: {reason}", disk.state)
+        });
+        grants.into_iter().chain(doubt).collect()
     }
 
     fn problems(&self) -> Vec<String> {
@@ -589,6 +623,7 @@ impl Facts for Status {
 
     fn status(&self) -> serde_json::Value {
         let (context, ledger) = (&self.context, self.context.store.ledger());
+        let disk = context.store.disk();
         let Identity {
             node,
             uuid,
@@ -619,6 +654,20 @@ impl Facts for Status {
                 "reserved_bytes": ledger.reserved_bytes,
                 "unlinked_held_bytes": ledger.unlinked_held_bytes,
                 "quarantined_bytes": ledger.quarantined_bytes,
+                "dirty_bytes": ledger.dirty_bytes,
+                "scrub": {
+                    "bytes": ledger.scrubbed_bytes,
+                    "findings": ledger.scrub_findings,
+                    "passes": ledger.scrub_passes,
+                },
+                "disks": [{
+                    "directory": self.directory,
+                    "state": disk.state.as_str(),
+                    "seconds": disk.since.as_secs(),
+                    "errors": disk.errors,
+                    "slow": disk.slow,
+                    "reason": disk.reason,
+                }],
                 "blocks": ledger.blocks,
                 "block_bytes": context.store.block_size().bytes(),
                 "page_bytes": PAGE_BYTES,

@@ -85,6 +85,23 @@ pub struct CacheConfig {
     /// Most descriptors of block files the daemon keeps open; idle ones are closed first. Default: 4096.
     #[serde(default = "default_max_open_files")]
     pub max_open_files: usize,
+    /// A disk whose operations take longer than this, again and again, is taken out of use until it is faster: reads go to the
+    /// origin meanwhile. Writes may take four times as long. Default: 500 ms, after which JVM clients no longer wait either.
+    /// 0 s: never.
+    #[serde(default = "default_slow_disk", with = "humantime_serde")]
+    pub slow_disk: Duration,
+    /// How long a disk that was taken out of use, for being slow or for its errors, is left alone before it is tried again; each
+    /// try in vain doubles it, to 10 minutes at most. Default: 30 s.
+    #[serde(default = "default_disk_retry", with = "humantime_serde")]
+    pub disk_retry: Duration,
+    /// How many bytes a second are read again from the disk, and compared with their checksums, to find damage before a reader
+    /// does. Default: 1 MiB, as HDFS's block scanner. 0: none.
+    #[serde(default = "default_scrub_rate")]
+    pub scrub_rate: ByteSize,
+    /// The least time from the beginning of one such pass over the whole cache to that of the next. Default: 3 weeks (21 days),
+    /// as HDFS's.
+    #[serde(default = "default_scrub_period", with = "humantime_serde")]
+    pub scrub_period: Duration,
     /// How long to stand by, ready to take over, while another daemon holds `directory`: the one that this one replaces in a
     /// rollout that starts the new pod first (`maxSurge`). Default: 0 s, which refuses to start at once.
     #[serde(default, with = "humantime_serde")]
@@ -206,6 +223,18 @@ fn default_block_size() -> ByteSize {
 fn default_max_open_files() -> usize {
     4096
 }
+fn default_scrub_rate() -> ByteSize {
+    ByteSize::mib(1)
+}
+fn default_scrub_period() -> Duration {
+    Duration::from_secs(21 * 24 * 3600)
+}
+fn default_slow_disk() -> Duration {
+    Duration::from_millis(500)
+}
+fn default_disk_retry() -> Duration {
+    Duration::from_secs(30)
+}
 fn default_max_sessions() -> usize {
     4096
 }
@@ -322,6 +351,17 @@ impl Config {
             let reason = "is the same path as cache.directory; mount the directory a second time, read-only"
                 .to_owned();
             return invalid("cache.read_only_path", &self.cache.directory.display(), reason);
+        }
+        if self.cache.scrub_period < Duration::from_secs(1) {
+            let value = humantime_serde::re::humantime::format_duration(self.cache.scrub_period);
+            let reason = "at least 1 s; scrub_rate = \"0B\" switches scrubbing off".to_owned();
+            return invalid("cache.scrub_period", &value, reason);
+        }
+        let retry = self.cache.disk_retry;
+        if !(Duration::from_millis(100)..=Duration::from_secs(600)).contains(&retry) {
+            let value = humantime_serde::re::humantime::format_duration(retry);
+            let reason = "expected 100 ms to 10 minutes".to_owned();
+            return invalid("cache.disk_retry", &value, reason);
         }
         if !(1..=100).contains(&self.local.max_held_percent) {
             return invalid(
@@ -495,6 +535,16 @@ mod tests {
                 "socket_dir",
                 "max_held_percent = 0\n socket_dir",
                 "local.max_held_percent",
+            ),
+            (
+                "directory = ",
+                "disk_retry = \"0s\"\n directory = ",
+                "cache.disk_retry",
+            ),
+            (
+                "directory = ",
+                "scrub_period = \"0s\"\n directory = ",
+                "cache.scrub_period",
             ),
             ("[local]", "[fill]\nattempts = 0\n[local]", "fill.attempts"),
             (

@@ -206,21 +206,25 @@ impl FrameWriter {
 
     /// Sends frames whose payloads end with ranges of a file, without copying them through this process. Takes a thread of
     /// the blocking pool meanwhile, once for all of them: the file may have to be read from a disk.
+    ///
+    /// After [`SendFileError::File`] the connection is in step as soon as the caller has sent the rest of the frame under way,
+    /// with [`FrameWriter::send`], and the frames after it.
     pub(crate) async fn send_file(
         &self,
         file: Arc<impl AsFd + Send + Sync + 'static>,
         frames: Vec<FileFrame>,
-    ) -> io::Result<()> {
+    ) -> Result<(), SendFileError> {
         let _turn = self.turn.lock().await;
         let stream = Arc::clone(&self.stream);
         let work = move || {
+            let mut sent = 0;
             frames
                 .iter()
-                .try_for_each(|frame| send_file_frame(&stream, (*file).as_fd(), frame))
+                .try_for_each(|frame| send_file_frame(&stream, (*file).as_fd(), frame, &mut sent))
         };
         tokio::task::spawn_blocking(work)
             .await
-            .map_err(io::Error::other)?
+            .map_err(|error| SendFileError::Stream(io::Error::other(error)))?
     }
 
     async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
@@ -247,7 +251,29 @@ pub(crate) struct FileFrame {
     pub(crate) length: u64,
 }
 
-fn send_file_frame(stream: &Stream, file: BorrowedFd<'_>, frame: &FileFrame) -> io::Result<()> {
+/// Why a file's ranges were not sent.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendFileError {
+    /// The connection failed, and must be closed.
+    #[error(transparent)]
+    Stream(#[from] io::Error),
+    /// The file could not be read.
+    #[error("reading the file failed: {errno}")]
+    File {
+        /// Why; `ENODATA` if it ended too early.
+        errno: nix::errno::Errno,
+        /// How many of the file's bytes were sent, those of all frames together. The last frame's head was.
+        sent: u64,
+    },
+}
+
+/// Sends a frame, and adds to `file_bytes` what of the file was sent.
+fn send_file_frame(
+    stream: &Stream,
+    file: BorrowedFd<'_>,
+    frame: &FileFrame,
+    file_bytes: &mut u64,
+) -> Result<(), SendFileError> {
     let mut sent = 0;
     while sent < frame.head.len() {
         match nix::sys::socket::send(
@@ -263,12 +289,45 @@ fn send_file_frame(stream: &Stream, file: BorrowedFd<'_>, frame: &FileFrame) -> 
     let mut left = frame.length;
     while left > 0 {
         match sendfile64(stream.as_fd(), file, Some(&mut position), left as usize) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => left -= count as u64,
+            Ok(0) => {
+                return Err(SendFileError::File {
+                    errno: nix::errno::Errno::ENODATA,
+                    sent: *file_bytes,
+                });
+            }
+            Ok(count) => {
+                left -= count as u64;
+                *file_bytes += count as u64;
+            }
+            Err(errno) if is_of_file(errno) => {
+                return Err(SendFileError::File {
+                    errno,
+                    sent: *file_bytes,
+                });
+            }
             Err(errno) => wait_if_full(stream, errno)?,
         }
     }
     Ok(())
+}
+
+/// Whether an error of `sendfile` is one that disks and file systems have, and sockets have not.
+fn is_of_file(errno: nix::errno::Errno) -> bool {
+    use nix::errno::Errno;
+    matches!(
+        errno,
+        Errno::EIO
+            | Errno::ENODATA
+            | Errno::ENOLINK
+            | Errno::EREMOTEIO
+            | Errno::EBADE
+            | Errno::EILSEQ
+            | Errno::ENODEV
+            | Errno::ENXIO
+            | Errno::EUCLEAN
+            | Errno::EBADMSG
+            | Errno::ESTALE
+    )
 }
 
 /// Waits until a full socket takes bytes again; any other error is final.
@@ -390,5 +449,28 @@ mod tests {
         let all = receiving.join().unwrap();
         assert_eq!(&all[..4], b"head");
         assert!(all[4..] == content[500_000..2_500_000]);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_ends_too_early_says_how_much_of_it_was_sent() {
+        let (receiver, stream) = pair();
+        let file: std::fs::File =
+            nix::sys::memfd::memfd_create(c"send-file", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
+                .unwrap()
+                .into();
+        (&file).write_all(&[7; 1500]).unwrap();
+        let frames = [0, 1000].map(|offset| FileFrame {
+            head: b"head".to_vec(),
+            offset,
+            length: 1000,
+        });
+        let outcome = FrameWriter::new(stream)
+            .send_file(Arc::new(file), frames.into())
+            .await;
+        assert!(
+            matches!(outcome, Err(SendFileError::File { sent: 1500, .. })),
+            "{outcome:?}"
+        );
+        drop(receiver);
     }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use cachelet_protocol::block::{BlockIndex, PAGE_BYTES, PageSet};
 use cachelet_protocol::ids::{FileId, Generation, ObjectId, ObjectName, PathId};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -168,6 +168,8 @@ struct Shared {
     timeout: Duration,
     tasks: TaskTracker,
     cancel: CancellationToken,
+    /// What waits for the disk goes on without it once it is offline.
+    offline: watch::Sender<bool>,
 }
 
 impl Filler {
@@ -188,6 +190,7 @@ impl Filler {
             timeout: config.timeout,
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
+            offline: watch::Sender::new(false),
         };
         Self {
             shared: Arc::new(shared),
@@ -204,9 +207,12 @@ impl Filler {
         wanted: PageSet,
     ) -> Result<Filled, Error> {
         let timeout = self.shared.timeout;
-        tokio::time::timeout(timeout, self.land(object, index, wanted))
-            .await
-            .unwrap_or(Err(Error::Deadline(timeout)))
+        let landed = async {
+            tokio::time::timeout(timeout, self.land(object, index, wanted))
+                .await
+                .unwrap_or(Err(Error::Deadline(timeout)))
+        };
+        self.unless_offline(landed).await
     }
 
     /// Begins to fetch what is missing of `wanted`, and waits for none of it.
@@ -216,12 +222,14 @@ impl Filler {
         index: BlockIndex,
         wanted: PageSet,
     ) -> Result<(), Error> {
+        self.check_disk()?;
         let filled = self.create(object, index).await?;
         self.launch(&filled, object, wanted).map(drop)
     }
 
     /// What is cached of a block already, if anything, without fetching.
     pub async fn cached(&self, identity: &BlockIdentity) -> Result<Option<Arc<Block>>, Error> {
+        self.check_disk()?;
         if let Some(block) = self.shared.store.peek(identity) {
             return Ok(Some(block));
         }
@@ -229,12 +237,44 @@ impl Filler {
         self.on_disk(move |store| store.find(&identity)).await
     }
 
-    /// Runs disk work on the blocking pool.
+    /// Runs disk work on the blocking pool. Fails when the disk is offline, also while it waits.
     pub async fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&BlockStore) -> Result<T, store::Error> + Send + 'static,
     ) -> Result<T, Error> {
+        self.unless_offline(on_disk(&self.shared.store, work)).await
+    }
+
+    /// The same, whether the disk is in use or not.
+    pub async fn on_any_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&BlockStore) -> Result<T, store::Error> + Send + 'static,
+    ) -> Result<T, Error> {
         on_disk(&self.shared.store, work).await
+    }
+
+    /// The disk went offline, or came back.
+    pub fn disk_changed(&self) {
+        let offline = self.check_disk().is_err();
+        self.shared.offline.send_replace(offline);
+    }
+
+    fn check_disk(&self) -> Result<(), Error> {
+        let checked = self.shared.store.check_disk();
+        checked.map_err(|error| Error::Store(Arc::new(error)))
+    }
+
+    /// Waits for work of the disk, but not for a disk that is offline: its work may never end.
+    async fn unless_offline<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        self.check_disk()?;
+        let mut offline = self.shared.offline.subscribe();
+        tokio::select! {
+            biased;
+            done = work => done,
+            _ = offline.wait_for(|offline| *offline) => {
+                Err(Error::Store(Arc::new(self.shared.store.offline())))
+            }
+        }
     }
 
     /// Stops: fetches under way end, readers get [`Error::Stopping`].

@@ -15,4 +15,5 @@ pub mod standby;
 pub mod start;
 pub mod store;
 pub mod uninstall;
+mod upkeep;
 pub mod wipe;

@@ -45,6 +45,18 @@ pub struct Metrics {
     pub cache_bytes: Family<CacheLabels, Gauge<u64, AtomicU64>>,
     /// Blocks cached now.
     pub blocks: Gauge<u64, AtomicU64>,
+    /// Block files brought to disk, by how that ended.
+    pub syncs: Family<SyncLabels, Counter>,
+    /// Bytes written that may not be on disk yet.
+    pub dirty_bytes: Gauge<u64, AtomicU64>,
+    /// 1 for the state that the cache's disk is in, 0 for the others.
+    pub disk_state: Family<DiskLabels, Gauge>,
+    /// Operations that the cache's disk failed, or was too slow for.
+    pub disk_strikes: Family<StrikeLabels, Counter>,
+    /// Bytes that the scrubber read.
+    pub scrubbed_bytes: Counter,
+    /// Damaged block files that the scrubber found.
+    pub scrub_findings: Counter,
 }
 
 macro_rules! label_values {
@@ -88,11 +100,11 @@ label_values! {
 }
 
 label_values! {
-    /// How a fetch ended.
+    /// How a fetch, or an fdatasync, ended.
     Outcome {
-        /// All its pages are present.
+        /// All pages are present, or on disk.
         Complete = "complete",
-        /// It failed; another source or try may follow.
+        /// It failed. Another source or try of a fetch may follow; an fdatasync is never tried again.
         Failed = "failed",
     }
 }
@@ -179,6 +191,27 @@ pub struct CacheLabels {
     pub state: CacheState,
 }
 
+/// Label of [`Metrics::disk_state`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DiskLabels {
+    /// The state.
+    pub state: &'static str,
+}
+
+/// Label of [`Metrics::disk_strikes`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StrikeLabels {
+    /// `error` or `slow`.
+    pub kind: &'static str,
+}
+
+/// Label of [`Metrics::syncs`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SyncLabels {
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
 impl Metrics {
     /// The metrics, and the registry that encodes them.
     pub fn new() -> (Self, Arc<Registry>) {
@@ -244,6 +277,36 @@ impl Metrics {
             metrics.cache_bytes.clone(),
         );
         registry.register("blocks", "Blocks cached now", metrics.blocks.clone());
+        registry.register(
+            "syncs",
+            "Block files brought to disk, by outcome",
+            metrics.syncs.clone(),
+        );
+        registry.register(
+            "dirty_bytes",
+            "Bytes written that may not be on disk yet",
+            metrics.dirty_bytes.clone(),
+        );
+        registry.register(
+            "disk_state",
+            "1 for the state that the cache's disk is in",
+            metrics.disk_state.clone(),
+        );
+        registry.register(
+            "disk_strikes",
+            "Operations that the cache's disk failed, or was too slow for",
+            metrics.disk_strikes.clone(),
+        );
+        registry.register(
+            "scrubbed_bytes",
+            "Bytes that the scrubber read",
+            metrics.scrubbed_bytes.clone(),
+        );
+        registry.register(
+            "scrub_findings",
+            "Damaged block files that the scrubber found",
+            metrics.scrub_findings.clone(),
+        );
         (metrics, Arc::new(registry))
     }
 

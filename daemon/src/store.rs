@@ -23,6 +23,9 @@
 //! | `block` | a block in memory |
 //! | `lookup`, `recovery` | from identity to block: by memory, by path, by scanning everything |
 //! | `pages` | writing, reading and verifying pages |
+//! | `durability` | bringing written pages to disk |
+//! | `scrub` | finding what the disk has lost |
+//! | `health`, `probe` | whether the disk may be trusted with blocks (pure); asking it, and telling what changed |
 //! | `admission`, `retire` | making room; taking files out of the cache, reclaiming and quarantining them |
 //! | `grant` | descriptors for readers, and the read-only path they come through |
 //! | `wipe` | removing the whole of it, for good |
@@ -31,19 +34,23 @@
 mod admission;
 mod block;
 mod descriptors;
+mod durability;
 mod error;
 // Public for the trace simulator, which replays traces against this very code; not for the daemon's other modules.
 pub mod eviction;
 mod format;
 mod grant;
+mod health;
 mod layout;
 mod lease;
 mod ledger;
 mod lookup;
 mod marker;
 mod pages;
+mod probe;
 mod recovery;
 mod retire;
+mod scrub;
 mod status;
 mod wipe;
 
@@ -61,7 +68,9 @@ use cachelet_protocol::residency::Residency;
 
 use block::Key;
 use descriptors::Descriptors;
+use durability::Dirty;
 use eviction::{Eviction, Tuning};
+use health::Disk;
 use layout::Layout;
 use ledger::Ledger;
 use marker::Suspects;
@@ -71,7 +80,9 @@ pub use block::{Block, BlockIdentity, ObjectIdentity};
 pub use error::Error;
 pub use format::{CRC_OFFSET, DATA_OFFSET, Damage, HEADER_CHARGE, check_header, with_header_checksum};
 pub use grant::{Grant, GrantStatus};
+pub use health::{DiskChange, DiskState, DiskStatus};
 pub use recovery::Recovery;
+pub use scrub::ScrubPosition;
 pub use status::{BlockStatus, LedgerSnapshot};
 pub use wipe::{Wiped, wipe};
 
@@ -95,6 +106,10 @@ pub struct Config {
     pub block_size: BlockSize,
     /// Most descriptors of block files that are kept open.
     pub max_open_files: usize,
+    /// An operation of a healthy disk takes no longer than this; zero: slowness says nothing about the disk.
+    pub slow_disk: Duration,
+    /// How long an offline disk is left alone before it is tried again.
+    pub disk_retry: Duration,
 }
 
 /// What granting descriptors requires.
@@ -162,6 +177,15 @@ pub enum Event {
     },
     /// The disk failed the store in something that no caller waits for.
     Failed(Error),
+    /// The disk is no longer how it was.
+    Disk(DiskChange),
+    /// The disk is offline: who holds the file should close it, though it is still in the cache.
+    Recalled {
+        /// The file.
+        file_id: FileId,
+        /// The sessions that lease it.
+        sessions: Vec<SessionId>,
+    },
 }
 
 type Listener = Box<dyn Fn(Event) + Send + Sync>;
@@ -179,6 +203,7 @@ struct Inner {
     next_file: AtomicU64,
     grants: grant::Source,
     suspects: Suspects,
+    disk: Disk,
     /// Where the policy's time begins.
     opened: Instant,
     descriptors: Descriptors,
@@ -203,13 +228,13 @@ struct State {
     /// Blocks whose path somebody works on: looks for, creates, or removes.
     busy: HashSet<Key>,
     /// Blocks whose file should be gone and could not be removed: nobody gets to see it again.
-    banned: HashSet<Key>,
+    banned: HashMap<Key, FileId>,
     /// Files that left the cache and are not proved free.
     unlinked: HashMap<FileId, Arc<File>>,
     /// Damaged files, oldest first, by the id they are charged under.
     quarantine: VecDeque<(FileId, PathBuf)>,
     /// Files with pages that may not be on disk.
-    dirty: HashSet<FileId>,
+    dirty: Dirty,
     /// Page writes in flight.
     writes: usize,
     recovered: bool,
@@ -226,6 +251,11 @@ struct Counts {
     foreign_files: u64,
     reclaimed_bytes: u64,
     hit_bytes: u64,
+    syncs: u64,
+    failed_syncs: u64,
+    scrubbed_bytes: u64,
+    scrub_findings: u64,
+    scrub_passes: u64,
 }
 
 /// Whether a running daemon holds the cache directory now.
@@ -254,15 +284,16 @@ impl BlockStore {
             index: BTreeMap::new(),
             files: HashMap::new(),
             busy: HashSet::new(),
-            banned: HashSet::new(),
+            banned: HashMap::new(),
             unlinked: HashMap::new(),
             quarantine: VecDeque::new(),
-            dirty: HashSet::new(),
+            dirty: Dirty::default(),
             writes: 0,
             recovered: false,
             closed: false,
             counts: Counts::default(),
         };
+        let disk = Disk::new(config.slow_disk, config.disk_retry);
         let inner = Inner {
             descriptors: Descriptors::new(config.max_open_files),
             next_file: AtomicU64::new((epoch.0 << 32) + 1),
@@ -276,6 +307,7 @@ impl BlockStore {
             epoch,
             grants,
             suspects,
+            disk,
             opened: Instant::now(),
         };
         Ok(Self {

@@ -27,6 +27,7 @@ pub struct ClusterBuilder {
     authorization: &'static str,
     extra: String,
     cache_extra: String,
+    cache_on: Option<PathBuf>,
     local_extra: String,
     remote_extra: String,
     with_service: bool,
@@ -91,6 +92,12 @@ impl ClusterBuilder {
     pub fn cache_config(mut self, toml: &str) -> Self {
         self.cache_extra.push_str(toml);
         self.cache_extra.push('\n');
+        self
+    }
+
+    /// The directory that the workers' cache directories are in; the cluster's own unless said.
+    pub fn cache_on(mut self, directory: &Path) -> Self {
+        self.cache_on = Some(directory.to_owned());
         self
     }
 
@@ -241,6 +248,7 @@ impl ClusterBuilder {
             authorization: "daemon",
             extra: String::new(),
             cache_extra: String::new(),
+            cache_on: None,
             local_extra: String::new(),
             remote_extra: String::new(),
             with_service: true,
@@ -357,7 +365,12 @@ pub struct Worker {
 impl Worker {
     fn new(cluster: &ClusterBuilder, dir: &TestDir, index: usize, service: Option<&Service>) -> Self {
         let node = node_name(index);
-        let cache = dir.create_dir(format!("{node}/cache"));
+        let cache = match &cluster.cache_on {
+            Some(directory) => directory.join(&node),
+            None => dir.join(format!("{node}/cache")),
+        };
+        std::fs::create_dir_all(&cache)
+            .unwrap_or_else(|error| panic!("cannot create {}: {error}", cache.display()));
         let sockets = dir.create_dir(format!("{node}/s"));
         let read_only = dir.create_dir(format!("{node}/ro"));
         let grants = match cluster.grants {
@@ -368,6 +381,13 @@ impl Worker {
             GrantSetup::Unprotected => "grants = \"unprotected\"".to_owned(),
             GrantSetup::Missing => String::new(),
         };
+        // What a test does not ask for does not happen to it: a loaded machine's disk is slow, and damage is for the test to find.
+        let unless_said = |key: &str, value: &str| {
+            let said = cluster.cache_extra.contains(key);
+            (!said).then(|| format!("{key} = \"{value}\"\n"))
+        };
+        let quiet = [unless_said("slow_disk", "0s"), unless_said("scrub_rate", "0B")];
+        let quiet: String = quiet.into_iter().flatten().collect();
         let address = format!("127.0.0.{}", index + 2);
         let locality = service
             .map(|service| {
@@ -379,7 +399,7 @@ impl Worker {
             .unwrap_or_default();
         let text = format!(
             "[worker]\nnode_name = \"{node}\"\n\
-             [cache]\ndirectory = \"{cache}\"\n{grants}\nquota = \"{quota}\"\nmin_free_percent = 1\nblock_size = \"{block_size}\"\n{cache_extra}\
+             [cache]\ndirectory = \"{cache}\"\n{grants}\nquota = \"{quota}\"\nmin_free_percent = 1\nblock_size = \"{block_size}\"\n{quiet}{cache_extra}\
              [local]\nsocket_dir = \"{sockets}\"\n{local_extra}\
              [remote]\nlisten = \"{address}:0\"\nsecret_file = \"{secret}\"\n{remote_extra}\
              [admin]\nlisten = \"{address}:0\"\ndrain_timeout = \"10s\"\n\

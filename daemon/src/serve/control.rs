@@ -14,6 +14,7 @@ use cachelet_protocol::wire::{
 };
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use tokio::task::block_in_place;
 
 use super::refusal::{Broken, Refusal, unknown_handle};
 use super::session::Session;
@@ -317,7 +318,8 @@ impl Connection<'_> {
                 "{MAX_UNACKNOWLEDGED} descriptors are not acknowledged yet"
             )));
         }
-        let grant = match context.store.grant(block, session.id) {
+        // On this very thread, for a hop would cost more than the open; but the disk may hang, and others must not with it.
+        let grant = match block_in_place(|| context.store.grant(block, session.id)) {
             Ok(grant) => grant,
             Err(error) => {
                 session.end_grants(1);
@@ -357,7 +359,12 @@ impl Connection<'_> {
             path: path.clone(),
         };
         let work = move |store: &BlockStore| store.invalidate(&name);
-        let blocks = self.context.filler.on_disk(work).await.map_err(Refusal::from)?;
+        let blocks = self
+            .context
+            .filler
+            .on_any_disk(work)
+            .await
+            .map_err(Refusal::from)?;
         let invalidated = Invalidated { blocks };
         Ok(self
             .session

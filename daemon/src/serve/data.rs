@@ -21,7 +21,7 @@ use super::refusal::{Broken, Refusal, unknown_handle};
 use super::session::Session;
 use super::welcome::welcome;
 use super::{Context, MAX_DATA_CONNECTIONS};
-use crate::connection::{FileFrame, FrameReader, FrameWriter};
+use crate::connection::{FileFrame, FrameReader, FrameWriter, SendFileError};
 use crate::fill::{self, Filled, OpenObject};
 use crate::metrics::{ReadPath, Source};
 use crate::store::{BlockIdentity, BlockStore, DATA_OFFSET};
@@ -42,6 +42,12 @@ enum Stop {
 impl From<Refusal> for Stop {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
+    }
+}
+
+impl From<Broken> for Stop {
+    fn from(broken: Broken) -> Self {
+        Self::Broken(broken)
     }
 }
 
@@ -172,6 +178,15 @@ enum Held {
     File(Arc<File>),
 }
 
+/// A file failed while it was sent from.
+struct Unreadable {
+    errno: nix::errno::Errno,
+    /// How many bytes of the window were sent.
+    sent: u64,
+    /// How many are missing from the frame under way.
+    owed: u64,
+}
+
 struct Reply<'a> {
     context: &'a Arc<Context>,
     writer: &'a Arc<FrameWriter>,
@@ -205,11 +220,12 @@ impl Reply<'_> {
         } else {
             ReadPath::Remote
         };
-        let verify = read.flags & READ_VERIFY != 0;
-        let window = if verify { PAGE_BYTES } else { WINDOW_BYTES };
         let mut lost = 0;
         let mut at = read.offset;
         while at < end {
+            // Pages that are read here are read under the watch over the disk.
+            let verify = read.flags & READ_VERIFY != 0 || self.context.store.doubts_disk();
+            let window = if verify { PAGE_BYTES } else { WINDOW_BYTES };
             // A window ends where a page does, so that the next one begins with whole pages.
             let block = blocks.block_at(at);
             let block_start = blocks.start_of(block);
@@ -230,7 +246,16 @@ impl Reply<'_> {
                         let _ = self.context.filler.readahead(object, block, pages).await;
                     }
                     match self.held(&filled, within.clone(), verify).await {
-                        Ok(held) => self.send_held(held, within.clone(), block_start, end).await?,
+                        Ok(held) => {
+                            let sent = self.send_held(held, within.clone(), block_start, end).await?;
+                            if let Err(Unreadable { errno, sent, owed }) = sent {
+                                self.lose(&filled, errno);
+                                self.context.metrics.count_read(path, sent);
+                                self.finish(object, at + sent..window_end, owed, end).await?;
+                                at = window_end;
+                                continue;
+                            }
+                        }
                         Err(_) if lost < LOST_FILES => {
                             lost += 1;
                             continue;
@@ -276,14 +301,15 @@ impl Reply<'_> {
         self.context.filler.on_disk(work).await
     }
 
-    /// Sends a window of a block that starts at `block_start`, for a read that ends at `end`.
+    /// Sends a window of a block that starts at `block_start`, for a read that ends at `end`; or as much of it as can be
+    /// read.
     async fn send_held(
         &self,
         held: Held,
         within: Range<u64>,
         block_start: u64,
         end: u64,
-    ) -> Result<(), Stop> {
+    ) -> Result<Result<(), Unreadable>, Stop> {
         match held {
             Held::Bytes(bytes) => {
                 let more = block_start + within.end < end;
@@ -303,10 +329,64 @@ impl Reply<'_> {
                         length,
                     }
                 });
-                self.writer.send_file(file, frames.collect()).await?;
+                match self.writer.send_file(file, frames.collect()).await {
+                    Ok(()) => {}
+                    Err(SendFileError::Stream(error)) => return Err(error.into()),
+                    Err(SendFileError::File { errno, sent }) => {
+                        let frame_end = within.start + (sent / FRAME_BYTES + 1) * FRAME_BYTES;
+                        return Ok(Err(Unreadable {
+                            errno,
+                            sent,
+                            owed: frame_end.min(within.end) - within.start - sent,
+                        }));
+                    }
+                }
             }
         }
+        Ok(Ok(()))
+    }
+
+    /// Sends what a file that cannot be read left out of a window, from the origin.
+    async fn finish(
+        &self,
+        object: &OpenObject,
+        rest: Range<u64>,
+        mut owed: u64,
+        end: u64,
+    ) -> Result<(), Broken> {
+        // In the middle of a frame there is no way to say why it does not end but to close the connection.
+        let failed = |error: &dyn std::fmt::Display| Broken::Write(std::io::Error::other(error.to_string()));
+        let mut at = rest.start;
+        let length = rest.end - rest.start;
+        let mut stream = object
+            .store
+            .get(&object.range(rest))
+            .await
+            .map_err(|error| failed(&error))?;
+        while let Some(chunk) = stream.next().await {
+            let mut chunk: Bytes = chunk.map_err(|error| failed(&error))?;
+            object.tally.count(Source::Origin, chunk.len() as u64);
+            let bare = chunk.split_to(chunk.len().min(owed as usize));
+            owed -= bare.len() as u64;
+            at += bare.len() as u64;
+            self.writer.send(&bare).await?;
+            for piece in chunk.chunks(FRAME_BYTES as usize) {
+                at += piece.len() as u64;
+                let mut frame = self.head(FrameKind::Data, piece.len(), at < end);
+                frame.extend_from_slice(piece);
+                self.writer.send(&frame).await?;
+            }
+        }
+        self.context.metrics.count_read(ReadPath::PassThrough, length);
         Ok(())
+    }
+
+    /// A block's file cannot be read: it leaves the cache. Nobody waits for that.
+    fn lose(&self, filled: &Filled, errno: nix::errno::Errno) {
+        let (store, block) = (self.context.store.clone(), Arc::clone(&filled.block));
+        drop(tokio::task::spawn_blocking(move || {
+            store.failed_read(&block, errno);
+        }));
     }
 
     /// Bytes straight from the origin: the cache cannot take them.
@@ -352,7 +432,8 @@ impl Reply<'_> {
             .filler
             .cached(&identity)
             .await
-            .map_err(Refusal::from)?
+            // A peer knows no way round this worker's disk but to ask another one.
+            .map_err(|_| not_held())?
             .ok_or_else(not_held)?;
         let wanted = PageSet::covering(start..end);
         let held = wanted

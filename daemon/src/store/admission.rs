@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use cachelet_protocol::ids::{FileId, SessionId};
 use nix::sys::statvfs::statvfs;
 
+use super::health::Operation;
 use super::retire::Outcome;
 use super::{Block, BlockStore, Error, Reason, State, lock};
 
@@ -87,6 +88,7 @@ impl BlockStore {
     /// as many as are missing: their bytes come back when their holders let go, so the reservation itself fails with
     /// [`Error::NoSpace`] and succeeds later.
     pub fn reserve(&self, bytes: u64) -> Result<Reservation, Error> {
+        self.check_disk()?;
         let spare = self.measure_spare()?;
         let mut freed = 0;
         let mut failures = 0;
@@ -237,7 +239,9 @@ impl BlockStore {
         // Before the figure is taken: what is written in between then counts twice, not never.
         let written = lock(&self.inner.state).ledger.ever_written();
         let root = self.inner.layout.root();
-        let disk = statvfs(root).map_err(|errno| Error::io("ask for the free space of", root, errno))?;
+        let disk = self
+            .watched(Operation::Open, || statvfs(root))
+            .map_err(|errno| Error::io("ask for the free space of", root, errno))?;
         let unit = disk.fragment_size();
         let floor = disk.blocks().saturating_mul(unit) / 100 * u64::from(self.inner.config.min_free_percent);
         let bytes = disk.blocks_available().saturating_mul(unit).saturating_sub(floor);

@@ -85,6 +85,14 @@ pub enum Error {
         /// The format version it claims.
         version: u32,
     },
+    /// The disk is out of use until it has proved itself again.
+    #[error("the disk of {} is offline ({reason})", directory.display())]
+    Offline {
+        /// The cache directory.
+        directory: PathBuf,
+        /// What it did.
+        reason: String,
+    },
     /// Pages that were asked for are not there.
     #[error("pages {missing:?} of block file {file_id} are absent")]
     Absent {
@@ -129,6 +137,19 @@ pub enum Error {
         /// The first failure.
         first: io::Error,
     },
+    /// The time given for bringing pages to disk was over first: the clean-stop marker counts only until the machine
+    /// restarts.
+    #[error("{files} block files were not written to disk in time")]
+    Unsynced {
+        /// How many files are left.
+        files: usize,
+    },
+    /// Files that should be gone are still in the cache directory: no clean-stop marker may vouch for them.
+    #[error("{files} block files that must not be used could not be removed")]
+    NotRemoved {
+        /// How many.
+        files: usize,
+    },
 }
 
 impl Error {
@@ -149,13 +170,16 @@ impl Error {
             | Self::Io { .. }
             | Self::NoSpace { .. }
             | Self::Foreign { .. }
+            | Self::Offline { .. }
             | Self::Absent { .. }
             | Self::Recovering
             | Self::Closed
             | Self::GrantsDisabled { .. }
             | Self::Request { .. }
             | Self::NoSuchBlock { .. }
-            | Self::Sync { .. } => false,
+            | Self::Sync { .. }
+            | Self::Unsynced { .. }
+            | Self::NotRemoved { .. } => false,
         }
     }
 }

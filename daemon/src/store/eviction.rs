@@ -15,7 +15,8 @@
 //!   any of this life until they are used.
 //!
 //! Blocks that somebody leases come after all others, and blocks that are being filled are nobody's victims. Every call is
-//! O(log n), choosing a victim amortised: a block leaves probation once. A file takes 64 bytes in a hash table and 16 in a
+//! O(log n): a fresh cache's blocks are kept a few with each that comes, so that the first eviction need not move them all.
+//! A file takes 64 bytes in a hash table and 16 in a
 //! tree, a ghost 24 in a table and 16 in a queue, before what tables, trees and queues leave empty; the shadow is of bounded
 //! size. `docs/eviction.md` has what was measured.
 
@@ -29,6 +30,11 @@ use cachelet_protocol::ids::FileId;
 const FIRST_LIVE_PLACE: u64 = 1 << 63;
 /// Most blocks that the shadow of plain LRU follows.
 const SHADOW_BLOCKS: usize = 8192;
+/// Most files that one page's coming moves from probation to where they are kept: more than come with it.
+const KEPT_WITH_A_PAGE: usize = 2;
+/// Most files that choosing a victim moves. More wait only after a change of many at once, such as the end of a session that
+/// leased them; then the victim is the one used longest ago.
+const KEPT_WITH_A_VICTIM: usize = 64;
 /// The unit of a file's held bytes.
 const HELD_UNIT_BYTES: u64 = 1 << 10;
 /// Worth nothing: the logarithm of 0.
@@ -136,6 +142,15 @@ enum State {
     },
 }
 
+/// What lets a file on probation be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Admission {
+    /// That there is room.
+    Room,
+    /// That, or being worth clearly more than the least of the kept.
+    RoomOrWorth,
+}
+
 /// What this round says about plain LRU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -216,6 +231,7 @@ impl Eviction {
         }
         self.count(&mut entry, bytes);
         self.touch(file, block, entry);
+        self.settle(KEPT_WITH_A_PAGE, Admission::Room);
     }
 
     /// Pages of a file were read. Unknown files are ignored.
@@ -279,7 +295,7 @@ impl Eviction {
     ///
     /// The first is the right one now; the others are for the case that it cannot go.
     pub fn idle(&mut self) -> impl Iterator<Item = FileId> {
-        self.settle();
+        self.settle(KEPT_WITH_A_VICTIM, Admission::RoomOrWorth);
         let (first, then) = if self.takes_from_probation() {
             (&self.probation, &self.kept)
         } else {
@@ -305,32 +321,36 @@ impl Eviction {
         least + (most - least) * self.lru_ahead.max(0.0)
     }
 
-    /// Moves from probation to the kept what has earned it, until either has its share.
-    fn settle(&mut self) {
-        while self.takes_from_probation() {
-            let Some((_, file)) = self.probation.idle.first().copied() else {
+    /// Moves from probation to the kept what has earned it, `most` files at most, until either has its share.
+    fn settle(&mut self, most: usize, admission: Admission) {
+        for _ in 0..most {
+            let Some(file) = self.earned(admission) else {
                 return;
             };
-            let Some(entry) = self.entries.get(&file) else {
-                return;
-            };
-            let room = self.capacity_bytes.saturating_sub(self.probation_target());
-            let fits = self.kept.held_bytes + entry.held_bytes() <= room;
-            let least = self.kept.idle.first().copied();
-            let margin = self.tuning.margin.log2();
-            let better = least.is_some_and(|(_, least)| {
-                let least = self.entries.get(&least).map_or(NOTHING, Entry::worth);
-                entry.worth() > least + margin
-            });
-            if !fits && !better {
-                return;
-            }
             if let Some(mut entry) = self.lift(file) {
                 entry.kept = true;
                 entry.place = kept_place(entry.worth());
                 self.place(file, entry);
             }
         }
+    }
+
+    /// The file used longest ago of those on probation, if it is to be kept.
+    fn earned(&self, admission: Admission) -> Option<FileId> {
+        let due = match admission {
+            Admission::Room => self.probation.held_bytes > self.probation_target(),
+            Admission::RoomOrWorth => self.takes_from_probation(),
+        };
+        let (_, file) = self.probation.idle.first().copied().filter(|_| due)?;
+        let entry = self.entries.get(&file)?;
+        let room = self.capacity_bytes.saturating_sub(self.probation_target());
+        if self.kept.held_bytes + entry.held_bytes() <= room {
+            return Some(file);
+        }
+        let worth = |file| self.entries.get(&file).map_or(NOTHING, Entry::worth);
+        let (_, least) = self.kept.idle.first().copied()?;
+        let better = entry.worth() > worth(least) + self.tuning.margin.log2();
+        (admission == Admission::RoomOrWorth && better).then_some(file)
     }
 
     fn takes_from_probation(&self) -> bool {

@@ -47,7 +47,6 @@
 //! * A trailer or a side file for the checksums: a second thing to lose, and to keep atomic with the first.
 //! * Presence in the file's extents (`SEEK_HOLE`): file systems may report holes as data and fill them.
 
-use std::io;
 use std::ops::Range;
 use std::str::FromStr;
 
@@ -56,6 +55,7 @@ use cachelet_protocol::block::{
 };
 use cachelet_protocol::ids::{FileId, Generation, ObjectId, ObjectName, ObjectPath};
 use cachelet_protocol::integrity::{ChunkCrcs, PageWord, crc32c};
+use nix::errno::Errno;
 
 use super::block::BlockIdentity;
 
@@ -112,7 +112,14 @@ pub enum Damage {
     Data(PageIndex),
     /// The disk would not read it.
     #[error("it cannot be read ({0})")]
-    Unreadable(io::ErrorKind),
+    Unreadable(Errno),
+}
+
+impl Damage {
+    /// What a failed read says.
+    pub(super) fn unreadable(error: &std::io::Error) -> Self {
+        Self::Unreadable(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+    }
 }
 
 /// What a header turned out to be.

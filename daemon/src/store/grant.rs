@@ -18,6 +18,7 @@ use nix::libc;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use super::block::Inode;
+use super::health::Operation;
 use super::layout::{LEASE_TEST, Layout, READ_ONLY_TEST, create_options};
 use super::{Block, BlockStore, CRC_OFFSET, Config, DATA_OFFSET, Error, GrantPolicy, lease};
 
@@ -124,6 +125,7 @@ impl BlockStore {
                 reason: reason.clone(),
             });
         }
+        self.check_disk()?;
         let file_id = block.file_id();
         let had = {
             let mut state = self.state();
@@ -137,7 +139,7 @@ impl BlockStore {
             had
         };
         // Retired in between or not: a descriptor of this very inode shows this block's bytes.
-        let opened = match self.inner.grants.open_block(block) {
+        let opened = match self.watched(Operation::Open, || self.inner.grants.open_block(block)) {
             Ok(Some(file)) => Ok(file),
             Ok(None) if block.is_retired() => Err(Error::Evicted { file_id }),
             Ok(None) => Err(self.not_at_its_path(block)),

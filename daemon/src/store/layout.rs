@@ -27,6 +27,9 @@ use super::block::{Inode, Key};
 /// Names of the files in `tmp` by which a start tests leases and the read-only path.
 pub(super) const LEASE_TEST: &str = "lease-test";
 pub(super) const READ_ONLY_TEST: &str = "read-only-test";
+/// And the one by which the disk's health is asked for.
+pub(super) const PROBE: &str = "probe";
+pub(super) const PROBE_RENAMED: &str = "probe-renamed";
 
 /// The paths of one cache directory.
 #[derive(Debug, Clone)]
@@ -239,7 +242,7 @@ pub(super) fn parse_shard(name: &str) -> Option<u8> {
 /// Whether a file in `tmp` is one that a daemon makes there: a block's to be, a replacement, or a test's.
 pub(super) fn is_temporary(name: &str) -> bool {
     let replacement = matches!(name, "epoch.new" | "clean.new");
-    replacement || matches!(name, LEASE_TEST | READ_ONLY_TEST) || parse_file_id(name)
+    replacement || matches!(name, LEASE_TEST | READ_ONLY_TEST | PROBE | PROBE_RENAMED) || parse_file_id(name)
 }
 
 /// Whether a name is spelled as [`Layout::quarantined`] does.

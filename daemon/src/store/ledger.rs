@@ -216,6 +216,12 @@ impl Ledger {
         self.files.get(&file).map_or(&[], |entry| &entry.sessions)
     }
 
+    /// Every file that somebody leases, and who does.
+    pub(super) fn leased(&self) -> impl Iterator<Item = (FileId, Vec<SessionId>)> {
+        let leased = self.files.iter().filter(|(_, file)| !file.sessions.is_empty());
+        leased.map(|(id, file)| (*id, file.sessions.clone()))
+    }
+
     /// The bytes of all files a session leases.
     pub(super) fn held_bytes(&self, session: SessionId) -> u64 {
         self.sessions.get(&session).map_or(0, |session| session.bytes)

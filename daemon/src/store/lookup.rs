@@ -12,6 +12,7 @@ use cachelet_protocol::block::{BlockIndex, PageSet};
 
 use super::block::{Inode, Key, Pages};
 use super::format::{Decoded, Header, TABLES_END, presence};
+use super::health::Operation;
 use super::layout::{block_options, create_options};
 use super::ledger::Place;
 use super::retire::allocated_bytes;
@@ -69,6 +70,7 @@ impl BlockStore {
     ///
     /// A damaged file, or one that belongs to another block, goes to quarantine: then there is none.
     pub fn find(&self, id: &BlockIdentity) -> Result<Option<Arc<Block>>, Error> {
+        self.check_disk()?;
         match self.claim(id.key())? {
             Claimed::Loaded(block) => Ok(Some(block)),
             Claimed::Unknown(claim) => self.load(&claim, Some(id)),
@@ -105,7 +107,7 @@ impl BlockStore {
             if let Some(block) = state.index.get(&key) {
                 return Ok(Claimed::Loaded(Arc::clone(block)));
             }
-            if state.banned.contains(&key) {
+            if state.banned.contains_key(&key) {
                 let path = self.inner.layout.block(key);
                 let refused = io::Error::other("it should be gone and could not be removed");
                 return Err(Error::io("use", &path, refused));
@@ -186,9 +188,10 @@ impl BlockStore {
             return Ok(file);
         }
         let path = self.inner.layout.block(block.identity().key());
-        let opened = block_options()
-            .open(&path)
-            .and_then(|file| Ok((Inode::of(&file.metadata()?), file)));
+        let opened = self.watched(Operation::Open, || {
+            let file = block_options().open(&path)?;
+            Ok::<_, io::Error>((Inode::of(&file.metadata()?), file))
+        });
         let file = match opened {
             Ok((inode, file)) if inode == block.inode => file,
             Ok(_) => return Err(self.vanished(block)),
@@ -260,28 +263,32 @@ impl BlockStore {
             std::fs::rename(&temporary, &path)?;
             Ok((file, inode))
         };
-        let (file, inode) = write().map_err(|error: io::Error| {
-            let _ = std::fs::remove_file(&temporary);
-            Error::io("create", &path, error)
-        })?;
+        let (file, inode) = self
+            .watched(Operation::Create, write)
+            .map_err(|error: io::Error| {
+                let _ = std::fs::remove_file(&temporary);
+                Error::io("create", &path, error)
+            })?;
         let identity = self.share_object(id.clone());
         let block = Arc::new(Block::new(identity, file_id, length, inode, Pages::default()));
-        self.inner.descriptors.keep(file_id, Arc::new(file));
+        let file = self.inner.descriptors.keep(file_id, Arc::new(file));
+        let now = self.uptime();
         let mut state = self.state();
         state.ledger.create(file_id, reservation.spend());
         state
             .eviction
-            .insert(file_id, claim.key.hash(), HEADER_CHARGE, self.uptime());
+            .insert(file_id, claim.key.hash(), HEADER_CHARGE, now);
         state.index.insert(claim.key, Arc::clone(&block));
         state.files.insert(file_id, Arc::clone(&block));
-        state.dirty.insert(file_id);
+        let most = self.inner.config.max_open_files / 2;
+        state.dirty.wrote(file_id, HEADER_CHARGE, &file, now, most);
         Ok(block)
     }
 
     fn inspect(&self, key: Key, expected: Option<&BlockIdentity>) -> Result<Option<Found>, Refused> {
         let path = self.inner.layout.block(key);
         let failed = |attempt, error| Refused::Failed(Error::io(attempt, &path, error));
-        let file = match block_options().open(&path) {
+        let file = match self.watched(Operation::Open, || block_options().open(&path)) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("open", error)),
@@ -295,13 +302,13 @@ impl BlockStore {
             return Err(damaged(Damage::Magic));
         }
         let mut tables = vec![0; TABLES_END];
-        file.read_exact_at(&mut tables, 0)
+        self.watched(Operation::Read, || file.read_exact_at(&mut tables, 0))
             .map_err(|error| match error.kind() {
                 ErrorKind::UnexpectedEof => damaged(Damage::Size {
                     expected_bytes: DATA_OFFSET,
                     actual_bytes: metadata.len(),
                 }),
-                kind => damaged(Damage::Unreadable(kind)),
+                _ => damaged(Damage::unreadable(&error)),
             })?;
         let header = match Header::decode(&tables) {
             Decoded::Header(header) => header,

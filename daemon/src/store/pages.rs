@@ -10,6 +10,7 @@ use cachelet_protocol::block::{CHUNK_BYTES, PAGE_BYTES, PageIndex, PageSet};
 use cachelet_protocol::integrity::{ChunkCrcs, PageWord, chunk_crcs, crc32c};
 
 use super::format::{self, Damage};
+use super::health::Operation;
 use super::{Block, BlockStore, DATA_OFFSET, Error, Reason, Reservation, lock};
 
 impl BlockStore {
@@ -48,8 +49,11 @@ impl BlockStore {
         let word = PageWord::new(&key.object, key.index.0, page, &crcs);
         let before = block.residency();
         let written = self.file_of(block).and_then(|file| {
-            write_in_order(&file, page, bytes, &crcs, word)
-                .map_err(|error| Error::io("write to", &self.inner.layout.block(key), error))
+            self.watched(Operation::Write, || {
+                write_in_order(&file, page, bytes, &crcs, word)
+            })
+            .map(|()| file)
+            .map_err(|error| Error::io("write to", &self.inner.layout.block(key), error))
         });
         let outcome = self.end_write(block, page, reservation, written);
         if outcome.is_ok() {
@@ -79,6 +83,7 @@ impl BlockStore {
                 )
             }));
         }
+        self.check_disk()?;
         let pages = PageSet::covering(range.clone());
         let missing = pages.difference(block.pages().all());
         if !missing.is_empty() {
@@ -95,7 +100,10 @@ impl BlockStore {
             let (part, behind) = rest.split_at_mut((end - start) as usize);
             rest = behind;
             let within = start - page.start()..end - page.start();
-            read_verified(&file, block, page, within, part).map_err(|damage| self.condemn(block, damage))?;
+            self.watched(Operation::Read, || {
+                read_verified(&file, block, page, within, part)
+            })
+            .map_err(|damage| self.condemn(block, damage))?;
         }
         let now = self.uptime();
         self.state()
@@ -107,12 +115,13 @@ impl BlockStore {
     /// The descriptor by which the daemon reads the block's file, to be sent from: never handed to anybody. Touches the disk
     /// if it has to be opened again.
     pub fn file(&self, block: &Arc<Block>) -> Result<Arc<File>, Error> {
+        self.check_disk()?;
         self.file_of(block)
     }
 
-    /// The same descriptor, if it is open. Cheap.
+    /// The same descriptor, if it is open and the disk in use. Cheap.
     pub fn open_file(&self, block: &Block) -> Option<Arc<File>> {
-        if block.is_retired() {
+        if block.is_retired() || self.inner.disk.is_offline() {
             None
         } else {
             self.inner.descriptors.get(block.file_id())
@@ -126,7 +135,9 @@ impl BlockStore {
             return Ok(0);
         }
         let file = self.file_of(block)?;
-        let (bits, _) = proof(&file, block, page).map_err(|damage| self.condemn(block, damage))?;
+        let (bits, _) = self
+            .watched(Operation::Read, || proof(&file, block, page))
+            .map_err(|damage| self.condemn(block, damage))?;
         Ok(bits)
     }
 
@@ -142,8 +153,10 @@ impl BlockStore {
         for page in wanted.iter() {
             let length = page.length_in(block.length());
             let part = &mut buffer[..length as usize];
-            read_verified(&file, block, page, 0..length, part)
-                .map_err(|damage| self.condemn(block, damage))?;
+            self.watched(Operation::Read, || {
+                read_verified(&file, block, page, 0..length, part)
+            })
+            .map_err(|damage| self.condemn(block, damage))?;
             block.update_pages(|pages| {
                 let one = PageSet::one(page).intersection(pages.unverified);
                 pages.unverified = pages.unverified.difference(one);
@@ -167,7 +180,7 @@ impl BlockStore {
         if block.add_fill() {
             state.eviction.set_filling(block.file_id(), true);
         }
-        state.dirty.insert(block.file_id());
+        state.dirty.mark(block.file_id(), self.uptime());
         state.writes += 1;
         Ok(())
     }
@@ -177,7 +190,7 @@ impl BlockStore {
         block: &Arc<Block>,
         page: PageIndex,
         reservation: Reservation,
-        written: Result<(), Error>,
+        written: Result<Arc<File>, Error>,
     ) -> Result<PageSet, Error> {
         let mut state = self.state();
         if block.end_fill() {
@@ -192,16 +205,15 @@ impl BlockStore {
         let cached = state.ledger.commit(block.file_id(), bytes);
         match written {
             Err(error) => Err(error),
-            Ok(()) if !cached || block.is_retired() => Err(Error::Evicted {
+            Ok(_) if !cached || block.is_retired() => Err(Error::Evicted {
                 file_id: block.file_id(),
             }),
-            Ok(()) => {
+            Ok(file) => {
                 // Again: a sync may have come between the first mark and the last byte.
-                state.dirty.insert(block.file_id());
+                let (now, most) = (self.uptime(), self.inner.config.max_open_files / 2);
+                state.dirty.wrote(block.file_id(), bytes, &file, now, most);
                 let hash = block.identity().key().hash();
-                state
-                    .eviction
-                    .filled(block.file_id(), hash, page, bytes, self.uptime());
+                state.eviction.filled(block.file_id(), hash, page, bytes, now);
                 state.counts.pages += 1;
                 Ok(block.update_pages(|pages| {
                     pages.verified.insert(page);
@@ -303,6 +315,6 @@ fn read_exact(file: &File, block: &Block, out: &mut [u8], at: u64) -> Result<(),
             expected_bytes: DATA_OFFSET + block.length(),
             actual_bytes: file.metadata().map_or(0, |metadata| metadata.len()),
         },
-        kind => Damage::Unreadable(kind),
+        _ => Damage::unreadable(&error),
     })
 }

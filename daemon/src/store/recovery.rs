@@ -1,8 +1,8 @@
 //! What happens once a life: sweeping, scanning everything there is, and stopping cleanly.
 
-use std::io;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use cachelet_protocol::ids::FileId;
 
@@ -11,7 +11,7 @@ use super::ledger::Place;
 use super::lookup::Claimed;
 use super::marker::{Marker, Suspects, boot_id};
 use super::retire::{Outcome, allocated_bytes};
-use super::{BlockStore, Error, Event, Reason, lock};
+use super::{BlockStore, Error, Event, lock};
 
 /// Threads of the scan: it waits for the disk, and small reads want a queue.
 const SCAN_THREADS: usize = 4;
@@ -62,55 +62,31 @@ impl BlockStore {
         }
     }
 
-    /// Brings pages to disk that were written since the last time. Touches the disk for long.
-    ///
-    /// A file that cannot be brought to disk leaves the cache: after a failed fsync the kernel may hold its pages for
-    /// clean, so trying again proves nothing (Rebello et al., ATC 2020).
-    pub fn sync_dirty(&self) -> Result<(), Error> {
-        let dirty = std::mem::take(&mut self.state().dirty);
-        let mut failed = 0;
-        let mut first = None;
-        for file_id in dirty {
-            let Some(block) = self.state().files.get(&file_id).cloned() else {
-                continue;
-            };
-            let synced = match self.file_of(&block) {
-                Ok(file) => file.sync_data(),
-                Err(Error::Evicted { .. }) => continue,
-                Err(Error::Io { source, .. }) => Err(source),
-                Err(error) => Err(io::Error::other(error)),
-            };
-            if let Err(error) = synced {
-                failed += 1;
-                let path = self.inner.layout.block(block.identity().key());
-                self.retire(&block, &Reason::WriteFailed);
-                let kind = error.kind();
-                self.emit(Event::Failed(Error::io("write to disk", &path, error)));
-                first.get_or_insert(io::Error::from(kind));
-            }
-        }
-        match first {
-            Some(first) => Err(Error::Sync { failed, first }),
-            None => Ok(()),
-        }
-    }
-
     /// Stops taking pages, brings everything to disk and leaves the marker by which the next life trusts what it finds.
-    /// Reading goes on. Touches the disk for long.
-    pub fn close_clean(&self) -> Result<(), Error> {
+    /// Reading goes on. Touches the disk for long; what is not on disk after `patience` is left to the kernel.
+    pub fn close_clean(&self, patience: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + patience;
         {
             let mut state = self.state();
             state.closed = true;
             self.inner.changed.notify_all();
             while state.writes > 0 {
-                state = self
-                    .inner
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(Error::Unsynced {
+                        files: state.dirty.len(),
+                    });
+                }
+                let waited = self.inner.changed.wait_timeout(state, left);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
         }
-        let synced = self.sync_dirty();
+        let synced = self.sync_all(deadline);
+        // What is banned is damaged, or was never brought to disk: the next life must not be told to trust it.
+        let files = self.remove_banned();
+        if files > 0 {
+            return Err(Error::NotRemoved { files });
+        }
         let unverified = {
             let state = self.state();
             let loaded = state

@@ -14,6 +14,7 @@ use std::time::Duration;
 use cachelet_protocol::ids::{FileId, ObjectName};
 
 use super::block::{Inode, Key};
+use super::health::Operation;
 use super::ledger::Place;
 use super::{
     Block, BlockStore, Damage, Error, Event, HEADER_CHARGE, MAX_QUARANTINED_FILES, Reason, State, layout,
@@ -60,6 +61,41 @@ impl BlockStore {
         files.into_iter().filter_map(|file| self.prove_free(file)).sum()
     }
 
+    /// Tries again to remove the files that should be gone; how many could not be removed. Touches the disk.
+    pub(super) fn remove_banned(&self) -> usize {
+        let banned: Vec<(Key, FileId)> = {
+            let state = self.state();
+            state.banned.iter().map(|(key, file)| (*key, *file)).collect()
+        };
+        let mut left = 0;
+        for (key, id) in banned {
+            let path = self.inner.layout.block(key);
+            // Nobody else touches the path: a banned key cannot be claimed. Without a descriptor the bytes could not be
+            // proved free.
+            let kept = self.inner.descriptors.get(id);
+            let file = kept.or_else(|| layout::block_options().open(&path).ok().map(Arc::new));
+            if let Err(error) = unlink(&path) {
+                left += 1;
+                self.emit(Event::Failed(error));
+                continue;
+            }
+            self.inner.descriptors.take(id);
+            let mut state = self.state();
+            state.banned.remove(&key);
+            match file {
+                Some(file) => {
+                    state.ledger.relocate(id, Place::Unlinked);
+                    state.unlinked.insert(id, file);
+                }
+                None => _ = state.ledger.reclaim(id),
+            }
+            self.inner.descriptors.set_pinned(state.unlinked.len());
+            drop(state);
+            self.prove_free(id);
+        }
+        left
+    }
+
     /// Takes a block's file out of the cache. For space only if no fill is in flight.
     pub(super) fn retire(&self, block: &Arc<Block>, reason: &Reason) -> Outcome {
         if !self.begin_retirement(block, reason) {
@@ -103,7 +139,8 @@ impl BlockStore {
         let id = self.new_file_id();
         let from = self.inner.layout.block(key);
         let path = self.inner.layout.quarantined(id, key);
-        std::fs::rename(&from, &path).map_err(|error| Error::io("put in quarantine", &from, error))?;
+        self.watched(Operation::Remove, || std::fs::rename(&from, &path))
+            .map_err(|error| Error::io("put in quarantine", &from, error))?;
         {
             let mut state = self.state();
             state.ledger.adopt(id, bytes, Place::Quarantined);
@@ -123,7 +160,8 @@ impl BlockStore {
     /// Removes a file that never made it into memory. The caller holds the key's claim.
     pub(super) fn discard_path(&self, key: Key, file: File, bytes: u64) -> Result<(), Error> {
         let path = self.inner.layout.block(key);
-        std::fs::remove_file(&path).map_err(|error| Error::io("remove", &path, error))?;
+        self.watched(Operation::Remove, || std::fs::remove_file(&path))
+            .map_err(|error| Error::io("remove", &path, error))?;
         let id = self.new_file_id();
         {
             let mut state = self.state();
@@ -140,7 +178,10 @@ impl BlockStore {
         let (id, path) = self.state().quarantine.pop_front()?;
         // Opened first: without a descriptor its bytes could not be proved free.
         let file = layout::block_options().open(&path);
-        match (std::fs::remove_file(&path), file) {
+        match (
+            self.watched(Operation::Remove, || std::fs::remove_file(&path)),
+            file,
+        ) {
             (Ok(()), Ok(file)) => {
                 {
                     let mut state = self.state();
@@ -209,6 +250,7 @@ impl BlockStore {
             return false;
         }
         block.set_retired(true);
+        let waiting = state.dirty.remove(block.file_id());
         state.busy.insert(key);
         state.index.remove(&key);
         state.files.remove(&block.file_id());
@@ -216,8 +258,10 @@ impl BlockStore {
             Reason::Space => state.eviction.evict(block.file_id(), key.hash()),
             _ => state.eviction.forget(block.file_id()),
         }
-        state.dirty.remove(&block.file_id());
         state.counts.pages -= u64::from(block.pages().all().len());
+        drop(state);
+        // Closing may do I/O: outside the lock. What waited for the disk need not get there any more.
+        drop(waiting);
         true
     }
 
@@ -255,7 +299,7 @@ impl BlockStore {
                     if *reason == Reason::Space {
                         revive(&mut state, block, self.uptime());
                     } else {
-                        state.banned.insert(key);
+                        state.banned.insert(key, file_id);
                     }
                     Err(error)
                 }
@@ -289,7 +333,7 @@ impl BlockStore {
         }
         if let Reason::Corrupt(damage) = reason {
             let to = self.inner.layout.quarantined(self.new_file_id(), key);
-            match std::fs::rename(&path, &to) {
+            match self.watched(Operation::Remove, || std::fs::rename(&path, &to)) {
                 Ok(()) => {
                     self.state().counts.corruptions += 1;
                     self.emit(Event::Corrupt {
@@ -304,7 +348,7 @@ impl BlockStore {
                 Err(error) => self.emit(Event::Failed(Error::io("put in quarantine", &path, error))),
             }
         }
-        unlink(&path)?;
+        self.watched(Operation::Remove, || unlink(&path))?;
         Ok(Removed::Unlinked(file))
     }
 }
@@ -325,7 +369,7 @@ fn revive(state: &mut State, block: &Arc<Block>, now: Duration) {
     let hash = block.identity().key().hash();
     state.eviction.insert(block.file_id(), hash, held_bytes, now);
     state.eviction.set_leased(block.file_id(), leased);
-    state.dirty.insert(block.file_id());
+    state.dirty.mark(block.file_id(), now);
     state.counts.pages += u64::from(block.pages().all().len());
 }
 

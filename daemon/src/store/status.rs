@@ -50,6 +50,18 @@ pub struct LedgerSnapshot {
     pub reclaimed_bytes: u64,
     /// Bytes that readers said they read.
     pub hit_bytes: u64,
+    /// Bytes written that may not be on disk yet.
+    pub dirty_bytes: u64,
+    /// Files brought to disk in this life.
+    pub syncs: u64,
+    /// Files that could not be brought to disk, and left the cache.
+    pub failed_syncs: u64,
+    /// Bytes that the scrubber read.
+    pub scrubbed_bytes: u64,
+    /// Damaged files that it found.
+    pub scrub_findings: u64,
+    /// Its passes over the whole cache.
+    pub scrub_passes: u64,
     /// Whether the whole directory is accounted for.
     pub recovered: bool,
 }
@@ -117,6 +129,12 @@ impl BlockStore {
             corruptions: state.counts.corruptions,
             reclaimed_bytes: state.counts.reclaimed_bytes,
             hit_bytes: state.counts.hit_bytes,
+            dirty_bytes: state.dirty.bytes(),
+            syncs: state.counts.syncs,
+            failed_syncs: state.counts.failed_syncs,
+            scrubbed_bytes: state.counts.scrubbed_bytes,
+            scrub_findings: state.counts.scrub_findings,
+            scrub_passes: state.counts.scrub_passes,
             recovered: state.recovered,
         }
     }

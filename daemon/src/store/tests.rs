@@ -7,6 +7,7 @@ use cachelet_protocol::ids::{Etag, Generation, ObjectName, StoreIdentity};
 
 use super::*;
 
+mod durability;
 mod eviction;
 mod grants;
 mod integrity;
@@ -14,10 +15,13 @@ mod model;
 mod opening;
 mod pages;
 mod restart;
+mod scrub;
 
 /// Pages a block of the tests has.
 const PAGES: u32 = 4;
 const BLOCK_BYTES: u64 = PAGES as u64 * PAGE_BYTES;
+/// How long a stop may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What a block with all its pages is charged.
 const FULL_CHARGE: u64 = HEADER_CHARGE + BLOCK_BYTES;
 
@@ -44,6 +48,8 @@ impl Disk {
             min_free_percent: 0,
             block_size: BlockSize::new(BLOCK_BYTES).unwrap(),
             max_open_files: 64,
+            slow_disk: Duration::ZERO,
+            disk_retry: Duration::from_secs(30),
         }
     }
 

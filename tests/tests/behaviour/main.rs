@@ -5,6 +5,7 @@
 #![cfg(test)]
 
 mod coalescing;
+mod disks;
 mod docs;
 mod eviction;
 mod generations;

@@ -151,6 +151,70 @@ fn a_loop_larger_than_the_cache_keeps_most_of_what_fits() {
     assert!(misses <= 90, "{misses} of 150");
 }
 
+/// A cache of so many files of one page each, filled for the first time; `leased` by somebody meanwhile, or not. No call may
+/// keep more than a few files.
+fn filled_for_the_first_time(files: u64, leased: bool) -> Cache {
+    let mut cache = Cache::new();
+    cache.policy = Eviction::new(files * PAGE_BYTES, Tuning::default());
+    for number in 0..files {
+        let before = cache.policy.kept.idle.len();
+        cache
+            .policy
+            .insert(FileId(number), BlockHash(number), 0, cache.now);
+        cache.policy.set_leased(FileId(number), leased);
+        let (file, hash) = (FileId(number), BlockHash(number));
+        cache
+            .policy
+            .filled(file, hash, PageIndex(0), PAGE_BYTES, cache.now);
+        let kept = cache.policy.kept.idle.len() - before;
+        assert!(kept <= KEPT_WITH_A_PAGE, "{kept} files were kept with one page");
+    }
+    cache
+}
+
+#[test]
+fn the_first_eviction_of_a_full_cache_finds_nearly_everything_kept_already() {
+    const FILES: u64 = 20_000;
+    let mut cache = filled_for_the_first_time(FILES, false);
+    let before = cache.policy.kept.idle.len();
+    assert!(before as u64 >= FILES / 100 * 89, "{before} files are kept");
+    cache.fetch(FILES, 1);
+    let victim = cache.evict();
+    let kept = cache.policy.kept.idle.len() - before;
+    assert!(
+        kept <= KEPT_WITH_A_VICTIM,
+        "{kept} files were kept with one victim"
+    );
+    // What came first fills the kept's share; of the others, the first goes.
+    assert!(victim.abs_diff(FILES / 10 * 9) <= 2, "{victim}");
+}
+
+#[test]
+fn a_session_that_ends_leaves_nothing_that_one_call_must_move_as_a_whole() {
+    const FILES: u64 = 20_000;
+    let mut cache = filled_for_the_first_time(FILES, true);
+    (0..FILES).for_each(|number| cache.policy.set_leased(FileId(number), false));
+    assert_eq!(
+        cache.policy.kept.idle.len(),
+        0,
+        "leased files stay where they are"
+    );
+    let mut calls = 0;
+    loop {
+        let before = cache.policy.kept.idle.len();
+        if before as u64 >= FILES / 100 * 89 {
+            break;
+        }
+        let victim = cache.policy.idle().next().unwrap();
+        let kept = cache.policy.kept.idle.len() - before;
+        assert!((1..=KEPT_WITH_A_VICTIM).contains(&kept), "{kept} with one victim");
+        cache.policy.evict(victim, BlockHash(victim.0));
+        cache.fetch(FILES + calls, 1);
+        calls += 1;
+    }
+    assert!(calls > 200, "{calls}");
+}
+
 #[test]
 fn a_block_of_which_little_is_read_again_goes_before_a_small_one_that_is_read_whole() {
     let mut cache = Cache::new();

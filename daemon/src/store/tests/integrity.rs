@@ -16,7 +16,7 @@ fn one_block() -> (Disk, Vec<u8>, PathBuf) {
     let store = disk.open();
     let block = fill(&store, &id(), 0..2);
     let path = disk.path_of(&block);
-    store.close_clean().unwrap();
+    store.close_clean(PATIENCE).unwrap();
     drop(store);
     disk.take_events();
     let bytes = std::fs::read(&path).unwrap();
@@ -152,7 +152,7 @@ fn exchanged_files_are_detected_and_refilled() {
     let store = disk.open();
     let ids = [full_block(1), full_block(2)];
     let paths = ids.each_ref().map(|id| disk.path_of(&fill(&store, id, 0..PAGES)));
-    store.close_clean().unwrap();
+    store.close_clean(PATIENCE).unwrap();
     drop(store);
     let aside = disk.directory.path().join("aside");
     std::fs::rename(&paths[0], &aside).unwrap();

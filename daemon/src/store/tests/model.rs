@@ -116,7 +116,7 @@ proptest! {
                 }
                 Op::Restart(clean) => {
                     if clean {
-                        store.close_clean().unwrap();
+                        store.close_clean(PATIENCE).unwrap();
                     }
                     // Clients keep what they hold; the new life cannot know.
                     drop(store);

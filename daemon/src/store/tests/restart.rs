@@ -8,7 +8,7 @@ fn a_clean_stop_keeps_the_cache_and_its_trust() {
     let store = disk.open();
     let ids: Vec<_> = (0..3).map(full_block).collect();
     let old: Vec<_> = ids.iter().map(|id| fill(&store, id, [0, 3]).file_id()).collect();
-    store.close_clean().unwrap();
+    store.close_clean(PATIENCE).unwrap();
     assert!(disk.v1().join("clean").exists());
     drop(store);
 
@@ -86,10 +86,10 @@ fn a_clean_stop_does_not_whitewash_what_was_never_verified() {
     let store = disk.open();
     let other = store.find(&full_block(2)).unwrap().unwrap();
     store.verify(&other, PageSet::all(BLOCK_BYTES)).unwrap();
-    store.close_clean().unwrap();
+    store.close_clean(PATIENCE).unwrap();
     drop((store, other));
     let store = disk.open_with(disk.config()).unwrap();
-    store.close_clean().unwrap();
+    store.close_clean(PATIENCE).unwrap();
     drop(store);
 
     let store = disk.open();
@@ -111,7 +111,7 @@ fn a_stop_before_the_scan_of_a_suspect_directory_leaves_no_marker() {
     fill(&store, &full_block(1), [0]);
     drop(store);
     let store = disk.open_with(disk.config()).unwrap();
-    store.close_clean().unwrap();
+    store.close_clean(PATIENCE).unwrap();
     assert!(!disk.v1().join("clean").exists());
 }
 
@@ -121,7 +121,7 @@ fn a_closed_store_reads_and_takes_nothing() {
     let store = disk.open();
     let block = fill(&store, &full_block(1), [0]);
     let reservation = store.reserve(PAGE_BYTES).unwrap();
-    store.close_clean().unwrap();
+    store.close_clean(PATIENCE).unwrap();
     assert_holds(&store, &block, [0]);
     let page = contents(block.identity(), 1);
     assert!(matches!(
@@ -268,15 +268,4 @@ fn space_is_given_out_once_the_scan_is_over() {
         store.recover();
         assert_eq!(waiter.join().unwrap().unwrap(), (1, true));
     });
-}
-
-#[test]
-fn dirty_pages_are_synced_once() {
-    let disk = Disk::new();
-    let store = disk.open();
-    fill(&store, &full_block(1), [0]);
-    assert_eq!(store.state().dirty.len(), 1);
-    store.sync_dirty().unwrap();
-    assert!(store.state().dirty.is_empty());
-    store.sync_dirty().unwrap();
 }
