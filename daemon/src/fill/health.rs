@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::peer::Holder;
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, Rule};
 use crate::metrics::{Metrics, Trouble};
 
 /// See the module's text.
@@ -109,7 +109,7 @@ impl Request<'_> {
         breakers.retain(|_, breaker| !breaker.is_forgotten(now));
         let breaker = breakers
             .entry(self.holder.address.clone())
-            .or_insert_with(|| Breaker::new(now));
+            .or_insert_with(|| Breaker::new(Rule::ONE_OF_SEVERAL, now));
         let was_open = breaker.is_open();
         let Some(skip) = breaker.failed(self.period, trouble, now, rand::random_range(0.5..1.0)) else {
             return;
