@@ -14,6 +14,7 @@ pub mod demo;
 mod dir;
 mod driver;
 mod fault_proxy;
+mod hostile_s3;
 mod literal_s3;
 mod loopback;
 mod net;
@@ -28,6 +29,7 @@ pub use content::{deterministic_bytes, deterministic_range, first_difference, sh
 pub use dir::{TestDir, repository_root};
 pub use driver::report_panics;
 pub use fault_proxy::{Fault, FaultProxy, Hold, RecordedRequest, Traffic};
+pub use hostile_s3::{HostileS3, Misdeed, Mood};
 pub use literal_s3::LiteralS3;
 pub use net::free_port;
 pub use process::{Finished, Process, ProcessBuilder};
