@@ -7,6 +7,7 @@
 mod fetch;
 mod flight;
 mod health;
+mod holder;
 mod peer;
 
 use std::collections::HashMap;

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::flight::Flight;
+use super::holder::Holder;
 use super::peer::Peers;
 use super::{Error, OpenObject, on_disk};
 use crate::metrics::{Metrics, Outcome, Source};
@@ -70,7 +71,7 @@ impl Fetcher {
     async fn from_peer(
         &self,
         peers: &Peers,
-        holder: &super::peer::Holder,
+        holder: &Holder,
         flight: &Arc<Flight>,
         block: &Arc<Block>,
         object: &OpenObject,
@@ -171,7 +172,7 @@ impl Fetcher {
 #[derive(Debug, thiserror::Error)]
 enum PeerOrDisk {
     #[error(transparent)]
-    Peer(#[from] super::peer::Error),
+    Peer(#[from] super::holder::Error),
     #[error(transparent)]
     Disk(#[from] Error),
 }
