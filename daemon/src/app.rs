@@ -20,9 +20,10 @@ use crate::admin::{Admin, Facts};
 use crate::config::{self, Config, Environment, Grants, Identity};
 use crate::fill::{Filler, Peers};
 use crate::metrics::{
-    CacheLabels, CacheState, DiskLabels, Metrics, Outcome, ReadPath, Source, StrikeLabels, SyncLabels,
+    CacheLabels, CacheState, DiskLabels, Metrics, Outcome, ReadPath, Source, StoreLabels, StrikeLabels,
+    SyncLabels, Trouble,
 };
-use crate::origin::{self, Stores};
+use crate::origin::{self, Store, Stores, TrafficStatus};
 use crate::report::{BlockChange, Holders, Reporter};
 use crate::serve::{Context, Limits, LocalSocket, Server, SessionTable, SocketError};
 use crate::store::{self, BlockStore, DiskChange, DiskState, Event, GrantPolicy};
@@ -129,8 +130,8 @@ impl App {
             .as_ref()
             .map(|remote| read_secret(&remote.secret_file))
             .transpose()?;
-        let stores = Stores::build(&config.stores)?;
         let (metrics, registry) = Metrics::new();
+        let stores = Stores::build(&config.stores, metrics.clone())?;
 
         let (event_sender, events) = mpsc::unbounded_channel();
         let store = BlockStore::open(store_config(&config), move |event| {
@@ -566,7 +567,45 @@ impl Status {
             .peers_left_out
             .set(self.context.filler.peers_left_out() as i64);
         metrics.sessions.set(self.context.sessions.len() as i64);
+        for store in self.context.stores.iter() {
+            let traffic = store.traffic();
+            let labels = StoreLabels {
+                store: store.name().to_owned(),
+            };
+            for (gauge, value) in [
+                (&metrics.origin_left_out, i64::from(traffic.left_out.is_some())),
+                (&metrics.origin_requests_in_flight, i64::from(traffic.in_flight)),
+                (&metrics.origin_requests_waiting, traffic.waiting as i64),
+                (&metrics.origin_concurrency_limit, i64::from(traffic.limit)),
+            ] {
+                gauge.get_or_create(&labels).set(value);
+            }
+        }
     }
+}
+
+fn status_of(store: &Store) -> serde_json::Value {
+    let TrafficStatus {
+        in_flight,
+        waiting,
+        demands_waiting,
+        limit,
+        left_out,
+        late_after,
+    } = store.traffic();
+    json!({
+        "name": store.name(),
+        "scheme": store.scheme().to_string(),
+        "identity": store.identity().as_str(),
+        "buckets": store.buckets(),
+        "state": if left_out.is_some() { "left_out" } else { "asked" },
+        "trouble": left_out.map(Trouble::as_str),
+        "requests_in_flight": in_flight,
+        "requests_waiting": waiting,
+        "demands_waiting": demands_waiting,
+        "concurrency_limit": limit,
+        "late_after_ms": late_after.map(|late| late.as_millis() as u64),
+    })
 }
 
 impl Facts for Status {
@@ -688,9 +727,7 @@ impl Facts for Status {
             "fetches_in_flight": context.filler.in_flight(),
             "peers_left_out": context.filler.peers_left_out(),
             "sessions": context.sessions.len(),
-            "stores": self.registration.stores.iter().map(|store| json!({
-                "name": store.name, "scheme": store.scheme, "identity": store.identity, "buckets": store.buckets,
-            })).collect::<Vec<_>>(),
+            "stores": context.stores.iter().map(|store| status_of(store)).collect::<Vec<_>>(),
         })
     }
 }

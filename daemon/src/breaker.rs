@@ -1,8 +1,8 @@
 //! Whether to ask somebody who may hang: a circuit breaker.
 //!
-//! Somebody who hangs costs who asks the whole patience, and would cost every request the same again. So the first request
-//! that gets no answer opens the breaker, and nobody asks for a while. After that one request tries again: an answer,
-//! whatever it says, closes the breaker; silence opens it for twice as long.
+//! Somebody who hangs costs who asks the whole patience, and would cost every request the same again. So requests that get
+//! no answer open the breaker, the first one or the last of many as the [`Rule`] says, and nobody asks for a while. After
+//! that one request tries again: an answer, whatever it says, closes the breaker; silence opens it for twice as long.
 //!
 //! A state machine without a clock or I/O: callers pass the time.
 
@@ -17,19 +17,47 @@ use crate::metrics::Trouble;
 const FIRST_SKIP: Duration = Duration::from_secs(2);
 /// How long at most, and so how soon somebody who answers again is asked.
 pub(crate) const LONGEST_SKIP: Duration = Duration::from_secs(30);
-/// Failures without a wait, such as a refused connection, that open a breaker if nothing but them comes.
-const FAILURES_TO_OPEN: u32 = 3;
 /// Who was well for this long starts anew; who was left out for this long and not asked again has left.
 pub(crate) const FORGET_AFTER: Duration = Duration::from_mins(1);
+
+/// What opens a breaker.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rule {
+    /// Whether a single request without an answer does.
+    silence_suffices: bool,
+    /// Failures that do if nothing but them comes,
+    failures: u32,
+    /// and if that has been so for this long.
+    lasting: Duration,
+}
+
+impl Rule {
+    /// For somebody without whom things go on nearly as well. Three failures without a wait, such as refused connections.
+    pub(crate) const ONE_OF_SEVERAL: Self = Self {
+        silence_suffices: true,
+        failures: 3,
+        lasting: Duration::ZERO,
+    };
+    /// For a store: what it does not give, nobody else here has. Of requests half of which fail by chance, ten in a row
+    /// fail once in a thousand times; a second is longer than a load balancer takes to put aside a server that died.
+    pub(crate) const THE_ONLY_ONE: Self = Self {
+        silence_suffices: false,
+        failures: 10,
+        lasting: Duration::from_secs(1),
+    };
+}
 
 /// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Breaker {
+    rule: Rule,
     state: State,
     /// Grows whenever what earlier requests tell becomes worthless.
     period: u64,
     since: Instant,
     failures: u32,
+    /// When the first of them came.
+    failing_since: Instant,
     openings: u32,
     trouble: Trouble,
 }
@@ -42,12 +70,14 @@ enum State {
 }
 
 impl Breaker {
-    pub(crate) fn new(now: Instant) -> Self {
+    pub(crate) fn new(rule: Rule, now: Instant) -> Self {
         Self {
+            rule,
             state: State::Closed,
             period: 0,
             since: now,
             failures: 0,
+            failing_since: now,
             openings: 0,
             trouble: Trouble::Silent,
         }
@@ -102,10 +132,18 @@ impl Breaker {
         if self.is_over(period) {
             return None;
         }
+        if self.failures == 0 {
+            self.failing_since = now;
+        }
         self.failures += 1;
-        let opens =
-            self.state == State::Probing || trouble == Trouble::Silent || self.failures >= FAILURES_TO_OPEN;
-        if !opens {
+        let Rule {
+            silence_suffices,
+            failures,
+            lasting,
+        } = self.rule;
+        let nothing_else = self.failures >= failures && now - self.failing_since >= lasting;
+        let silent = silence_suffices && trouble == Trouble::Silent;
+        if !(self.state == State::Probing || silent || nothing_else) {
             return None;
         }
         if self.state == State::Closed && now - self.since >= FORGET_AFTER {
@@ -174,7 +212,7 @@ mod tests {
     #[test]
     fn silence_opens_a_breaker_and_one_request_tries_again_when_its_time_is_over() {
         let now = Instant::now();
-        let mut breaker = Breaker::new(now);
+        let mut breaker = Breaker::new(Rule::ONE_OF_SEVERAL, now);
         let until = open(&mut breaker, now);
         assert_eq!(until - now, FIRST_SKIP);
         assert_eq!(breaker.admit(until - MS), None);
@@ -187,7 +225,7 @@ mod tests {
     #[test]
     fn each_try_in_vain_doubles_the_time_up_to_a_limit_and_jitter_shortens_it() {
         let mut now = Instant::now();
-        let mut breaker = Breaker::new(now);
+        let mut breaker = Breaker::new(Rule::ONE_OF_SEVERAL, now);
         let mut skips = Vec::new();
         for _ in 0..7 {
             let until = open(&mut breaker, now);
@@ -202,7 +240,7 @@ mod tests {
     #[test]
     fn requests_that_waited_together_count_once() {
         let now = Instant::now();
-        let mut breaker = Breaker::new(now);
+        let mut breaker = Breaker::new(Rule::ONE_OF_SEVERAL, now);
         let periods = [breaker.admit(now), breaker.admit(now), breaker.admit(now)];
         let opened = periods.map(|period| breaker.failed(period.expect("it is asked"), Silent, now, 1.0));
         assert_eq!(opened, [Some(FIRST_SKIP), None, None]);
@@ -214,7 +252,7 @@ mod tests {
     #[test]
     fn failures_without_a_wait_open_it_only_if_nothing_else_comes() {
         let now = Instant::now();
-        let mut breaker = Breaker::new(now);
+        let mut breaker = Breaker::new(Rule::ONE_OF_SEVERAL, now);
         let fail = |breaker: &mut Breaker| {
             let period = breaker.admit(now).expect("it is asked");
             breaker.failed(period, Broken, now, 1.0)
@@ -227,9 +265,38 @@ mod tests {
     }
 
     #[test]
+    fn a_store_is_left_out_only_when_nothing_but_failures_has_come_for_a_while() {
+        let start = Instant::now();
+        let rule = Rule::THE_ONLY_ONE;
+        let mut breaker = Breaker::new(rule, start);
+        let fail = |breaker: &mut Breaker, now: Instant| {
+            let period = breaker.admit(now).expect("it is asked");
+            breaker.failed(period, Silent, now, 1.0)
+        };
+        // However many fail together, a moment is not an outage.
+        assert!((0..100).all(|_| fail(&mut breaker, start).is_none()));
+        let period = breaker.admit(start).expect("it is asked");
+        breaker.answered(period, start);
+        // Nor are a few failures, however far apart.
+        let mut now = start;
+        for _ in 1..rule.failures {
+            now += Duration::from_mins(1);
+            assert_eq!(fail(&mut breaker, now), None);
+        }
+        assert_eq!(fail(&mut breaker, now), Some(FIRST_SKIP));
+        assert_eq!(breaker.admit(now), None);
+        now += FIRST_SKIP;
+        assert_eq!(
+            fail(&mut breaker, now),
+            Some(FIRST_SKIP * 2),
+            "one try in vain is enough then"
+        );
+    }
+
+    #[test]
     fn a_peer_that_answers_only_now_and_then_is_left_out_longer_each_time_and_a_healed_one_starts_anew() {
         let mut now = Instant::now();
-        let mut breaker = Breaker::new(now);
+        let mut breaker = Breaker::new(Rule::ONE_OF_SEVERAL, now);
         for expected in [FIRST_SKIP, FIRST_SKIP * 2, FIRST_SKIP * 4] {
             let until = open(&mut breaker, now);
             assert_eq!(until - now, expected);
@@ -244,7 +311,7 @@ mod tests {
     #[test]
     fn a_try_that_ends_without_a_word_leaves_its_place_to_the_next() {
         let now = Instant::now();
-        let mut breaker = Breaker::new(now);
+        let mut breaker = Breaker::new(Rule::ONE_OF_SEVERAL, now);
         let until = open(&mut breaker, now);
         let probe = breaker.admit(until).expect("one tries");
         breaker.abandoned(probe, until);
@@ -256,7 +323,7 @@ mod tests {
     #[test]
     fn what_is_long_over_is_forgotten() {
         let now = Instant::now();
-        let mut breaker = Breaker::new(now);
+        let mut breaker = Breaker::new(Rule::ONE_OF_SEVERAL, now);
         let until = open(&mut breaker, now);
         assert!(!breaker.is_forgotten(until));
         assert!(

@@ -199,8 +199,6 @@ pub struct FillConfig {
     /// How long a reader waits for a fill. Default: 60 s.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// Tries for a page range whose reply broke. Default: 3.
-    pub attempts: u32,
 }
 
 impl Default for FillConfig {
@@ -209,7 +207,6 @@ impl Default for FillConfig {
             max_request: ByteSize::mib(8),
             memory: ByteSize::mib(64),
             timeout: Duration::from_secs(60),
-            attempts: 3,
         }
     }
 }
@@ -388,9 +385,6 @@ impl Config {
             let reason = format!("smaller than fill.max_request ({})", self.fill.max_request);
             return invalid("fill.memory", &self.fill.memory, reason);
         }
-        if self.fill.attempts == 0 {
-            return invalid("fill.attempts", &self.fill.attempts, "at least 1".to_owned());
-        }
         if self.stores.is_empty() {
             let reason = "no store is configured; add a [[store]] table (docs/configuration.md)".to_owned();
             return invalid("store", &"[]", reason);
@@ -546,7 +540,6 @@ mod tests {
                 "scrub_period = \"0s\"\n directory = ",
                 "cache.scrub_period",
             ),
-            ("[local]", "[fill]\nattempts = 0\n[local]", "fill.attempts"),
             (
                 "[local]",
                 "[locality]\nservice = \"cachelet:1\"\n[local]",

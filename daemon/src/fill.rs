@@ -7,6 +7,7 @@
 mod fetch;
 mod flight;
 mod health;
+mod holder;
 mod peer;
 
 use std::collections::HashMap;
@@ -17,13 +18,14 @@ use std::time::Duration;
 
 use cachelet_protocol::block::{BlockIndex, PAGE_BYTES, PageSet};
 use cachelet_protocol::ids::{FileId, Generation, ObjectId, ObjectName, PathId};
+use cachelet_protocol::wire::Priority;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::FillConfig;
 use crate::metrics::{Metrics, Source};
-use crate::origin::{self, RangeRequest, Store};
+use crate::origin::{self, RangeRequest, Store, Urgency};
 use crate::store::{self, Block, BlockIdentity, BlockStore, FillGuard, ObjectIdentity};
 
 pub use peer::Peers;
@@ -182,7 +184,6 @@ impl Filler {
                 peers,
                 metrics,
                 memory: Arc::new(Semaphore::new(memory_pages)),
-                attempts: config.attempts,
             },
             store,
             flights: Mutex::default(),
@@ -224,7 +225,8 @@ impl Filler {
     ) -> Result<(), Error> {
         self.check_disk()?;
         let filled = self.create(object, index).await?;
-        self.launch(&filled, object, wanted).map(drop)
+        self.launch(&filled, object, wanted, Priority::Readahead)
+            .map(drop)
     }
 
     /// What is cached of a block already, if anything, without fetching.
@@ -331,7 +333,7 @@ impl Filler {
     }
 
     async fn land_in(&self, filled: &Filled, object: &Arc<OpenObject>, wanted: PageSet) -> Result<(), Error> {
-        for flight in self.launch(filled, object, wanted)? {
+        for flight in self.launch(filled, object, wanted, Priority::Demand)? {
             flight.landed(wanted).await?;
         }
         if !filled.block.present().contains_all(wanted) {
@@ -347,6 +349,7 @@ impl Filler {
         filled: &Filled,
         object: &Arc<OpenObject>,
         wanted: PageSet,
+        priority: Priority,
     ) -> Result<Vec<Arc<Flight>>, Error> {
         let block = &filled.block;
         let mut flights = self.shared.flights();
@@ -363,7 +366,7 @@ impl Filler {
         let begun: Vec<Arc<Flight>> = missing
             .difference(covered)
             .runs(self.shared.max_request_pages)
-            .map(|run| Arc::new(Flight::new(PageSet::span(run))))
+            .map(|run| Arc::new(Flight::new(PageSet::span(run), Urgency::new(priority))))
             .collect();
         for flight in &begun {
             let guard = self
@@ -382,7 +385,11 @@ impl Filler {
             .map(Vec::as_slice)
             .unwrap_or_default();
         let awaited = |flight: &&Arc<Flight>| !flight.pages().intersection(missing).is_empty();
-        Ok(under_way.iter().filter(awaited).cloned().collect())
+        let awaited: Vec<_> = under_way.iter().filter(awaited).cloned().collect();
+        if priority == Priority::Demand {
+            awaited.iter().for_each(|flight| flight.urgency().promote());
+        }
+        Ok(awaited)
     }
 
     fn take_off(&self, flight: Arc<Flight>, block: Arc<Block>, object: Arc<OpenObject>, guard: FillGuard) {

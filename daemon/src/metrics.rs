@@ -25,6 +25,26 @@ pub struct Metrics {
     pub service_skips: Counter,
     /// Peers that are left out now.
     pub peers_left_out: Gauge,
+    /// Requests sent to stores, by store.
+    pub origin_requests: Family<StoreLabels, Counter>,
+    /// Of these, those sent again because one failed.
+    pub origin_retries: Family<StoreLabels, Counter>,
+    /// Failed requests that were not sent again because the budget was used up.
+    pub origin_retries_refused: Family<StoreLabels, Counter>,
+    /// Of the requests sent, those sent because another one was late.
+    pub origin_hedges: Family<StoreLabels, Counter>,
+    /// Of these, those whose reply was used.
+    pub origin_hedges_won: Family<StoreLabels, Counter>,
+    /// Requests that were not sent because their store was left out.
+    pub origin_skips: Family<StoreLabels, Counter>,
+    /// Stores that are left out now.
+    pub origin_left_out: Family<StoreLabels, Gauge>,
+    /// Requests under way now.
+    pub origin_requests_in_flight: Family<StoreLabels, Gauge>,
+    /// Requests that wait for their turn now.
+    pub origin_requests_waiting: Family<StoreLabels, Gauge>,
+    /// Requests that may be under way now.
+    pub origin_concurrency_limit: Family<StoreLabels, Gauge>,
     /// Requests, by kind.
     pub requests: Family<RequestLabels, Counter>,
     /// Answers that sent the caller to the origin, by reason.
@@ -65,9 +85,16 @@ macro_rules! label_values {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum $name { $($(#[$variant_meta])* $variant),* }
 
+        impl $name {
+            /// As metrics and statuses spell it.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),* }
+            }
+        }
+
         impl EncodeLabelValue for $name {
             fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-                match self { $(Self::$variant => EncodeLabelValue::encode(&$text, encoder)),* }
+                EncodeLabelValue::encode(&self.as_str(), encoder)
             }
         }
     };
@@ -163,6 +190,13 @@ pub struct PeerSkipLabels {
     pub reason: Trouble,
 }
 
+/// Label of what is counted for each store.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StoreLabels {
+    /// The store's name in the configuration.
+    pub store: String,
+}
+
 /// Label of [`Metrics::requests`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
@@ -247,6 +281,7 @@ impl Metrics {
             "Peers left out now, because they do not answer",
             metrics.peers_left_out.clone(),
         );
+        metrics.register_origins(&mut registry);
         registry.register("requests", "Requests, by kind", metrics.requests.clone());
         registry.register(
             "bypasses",
@@ -308,6 +343,59 @@ impl Metrics {
             metrics.scrub_findings.clone(),
         );
         (metrics, Arc::new(registry))
+    }
+
+    fn register_origins(&self, registry: &mut Registry) {
+        registry.register(
+            "origin_requests",
+            "Requests sent to stores, retries and hedges included",
+            self.origin_requests.clone(),
+        );
+        registry.register(
+            "origin_retries",
+            "Requests sent again because one failed",
+            self.origin_retries.clone(),
+        );
+        registry.register(
+            "origin_retries_refused",
+            "Failed requests not sent again because the retry budget was used up",
+            self.origin_retries_refused.clone(),
+        );
+        registry.register(
+            "origin_hedges",
+            "Requests sent a second time because the reply was late",
+            self.origin_hedges.clone(),
+        );
+        registry.register(
+            "origin_hedges_won",
+            "Second requests whose reply was used",
+            self.origin_hedges_won.clone(),
+        );
+        registry.register(
+            "origin_skips",
+            "Requests not sent because the store was left out",
+            self.origin_skips.clone(),
+        );
+        registry.register(
+            "origin_left_out",
+            "Whether the store is left out now, because it fails every request",
+            self.origin_left_out.clone(),
+        );
+        registry.register(
+            "origin_requests_in_flight",
+            "Requests to the store under way now",
+            self.origin_requests_in_flight.clone(),
+        );
+        registry.register(
+            "origin_requests_waiting",
+            "Requests to the store that wait for their turn now",
+            self.origin_requests_waiting.clone(),
+        );
+        registry.register(
+            "origin_concurrency_limit",
+            "Requests to the store that may be under way now",
+            self.origin_concurrency_limit.clone(),
+        );
     }
 
     /// Counts bytes that a reader got.

@@ -11,7 +11,8 @@
 //! * every read names its generation; what has no strong etag has no generation and is not cached;
 //! * no error, log line or `Debug` output carries a credential, a signature, or the body of a reply.
 //!
-//! Caching, single-flight, hedging and bandwidth are not decided here: see `fill`.
+//! How often a request is sent, when and how many at a time is decided in [`traffic`]. Caching and single-flight are not
+//! decided here: see `fill`.
 
 use std::fmt;
 use std::ops::Range;
@@ -21,10 +22,10 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use cachelet_protocol::bucket::BucketPattern;
 use cachelet_protocol::ids::{BucketName, Generation, ObjectPath, Scheme, StoreFingerprint, StoreIdentity};
-use futures::stream::BoxStream;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
 use object_store::client::DnsResolver;
 use reqsign_core::{Env, OsEnv};
-use tokio::sync::Semaphore;
 
 mod chain;
 mod checked;
@@ -36,6 +37,7 @@ mod file;
 mod oss;
 mod remote;
 mod s3;
+mod traffic;
 mod transport;
 
 #[cfg(test)]
@@ -43,8 +45,11 @@ mod tests;
 
 pub use config::{Addressing, Authorization, ConfigError, CredentialsKind, StoreConfig, StoreKind};
 pub use error::{Error, ReplyCode};
+pub use traffic::{TrafficStatus, Urgency};
 
+use crate::metrics::Metrics;
 use endpoint::Endpoint;
+use traffic::{Failure, Retries, Traffic, Turn};
 
 /// The bytes of a range, in order, in pieces of any size. Ends with the range's last byte or with one error.
 pub type ByteStream = BoxStream<'static, Result<Bytes, Error>>;
@@ -81,19 +86,15 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// Builds the stores of a configuration. Sends no request; see [`Store::check`].
-    pub fn build(configs: &[StoreConfig]) -> Result<Self, Error> {
-        Self::build_at(configs, Clock::system())
-    }
-
-    /// As [`Stores::build`], by another clock: a test need not wait until a directory's new files are cacheable.
-    pub fn build_at(configs: &[StoreConfig], clock: Clock) -> Result<Self, Error> {
+    /// Builds the stores of a configuration, which count in `metrics`. Sends no request; see [`Store::check`].
+    pub fn build(configs: &[StoreConfig], metrics: Metrics) -> Result<Self, Error> {
         Self::build_in(
             configs,
             &Surroundings {
                 env: Arc::new(OsEnv),
-                clock,
+                clock: Clock::system(),
                 resolver: None,
+                metrics,
             },
         )
     }
@@ -183,14 +184,52 @@ pub struct Store {
     buckets: Vec<BucketPattern>,
     requester_pays: bool,
     endpoint_aliases: Vec<String>,
-    backend: Backend,
-    requests: Arc<Semaphore>,
+    backend: Arc<Backend>,
+    traffic: Arc<Traffic>,
 }
 
 #[derive(Debug)]
 enum Backend {
     Remote(Box<remote::Remote>),
     Directory(file::Directory),
+}
+
+impl Backend {
+    fn describe(&self) -> Box<str> {
+        match self {
+            Self::Remote(remote) => remote.describe(),
+            Self::Directory(directory) => directory.describe(),
+        }
+    }
+
+    fn is_remote(&self) -> bool {
+        match self {
+            Self::Remote(_) => true,
+            Self::Directory(_) => false,
+        }
+    }
+
+    async fn head(&self, path: &ObjectPath) -> Result<ObjectMeta, Failure> {
+        Ok(match self {
+            Self::Remote(remote) => remote.head(path).await?,
+            Self::Directory(directory) => directory.head(path).await?,
+        })
+    }
+
+    async fn get(&self, request: &RangeRequest) -> Result<ByteStream, Failure> {
+        match self {
+            Self::Remote(remote) => remote.get(request).await,
+            Self::Directory(directory) => Ok(directory.get(request).await?),
+        }
+    }
+
+    async fn check(&self, bucket: Option<&BucketName>) -> Result<(), Failure> {
+        match self {
+            Self::Remote(remote) => remote.check(bucket).await?,
+            Self::Directory(directory) => directory.check().await?,
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Debug for Store {
@@ -227,8 +266,13 @@ impl Store {
             buckets: config.bucket_patterns()?,
             requester_pays: config.requester_pays,
             endpoint_aliases: config.endpoint_aliases.clone(),
-            backend,
-            requests: Arc::new(Semaphore::new(config.max_concurrent_requests as usize)),
+            traffic: Traffic::new(
+                config,
+                backend.describe(),
+                backend.is_remote(),
+                surroundings.metrics.clone(),
+            ),
+            backend: Arc::new(backend),
         })
     }
 
@@ -262,9 +306,9 @@ impl Store {
         self.specificity(bucket).is_some()
     }
 
-    /// Requests that may begin now without waiting for others to end.
-    pub fn available_requests(&self) -> usize {
-        self.requests.available_permits()
+    /// How its requests are going.
+    pub fn traffic(&self) -> TrafficStatus {
+        self.traffic.status()
     }
 
     /// Whether a client with this fingerprint means this store.
@@ -275,7 +319,7 @@ impl Store {
         if !self.serves(bucket) {
             return false;
         }
-        let spellings = match &self.backend {
+        let spellings = match &*self.backend {
             Backend::Directory(_) => vec![(String::new(), String::new())],
             Backend::Remote(remote) => spellings(
                 self.scheme,
@@ -293,18 +337,23 @@ impl Store {
     /// Asks the store what is at a path now. The request is sent after this call begins, never answered from memory.
     pub async fn head(&self, path: &ObjectPath) -> Result<ObjectMeta, Error> {
         self.refuse_foreign(path)?;
-        let _permit = self.permit().await;
-        match &self.backend {
-            Backend::Remote(remote) => remote.head(path).await,
-            Backend::Directory(directory) => directory.head(path).await,
-        }
+        let send = || self.backend.head(path);
+        let (meta, turn, _) = self.traffic.ask(&Urgency::demand(), 0, send).await?;
+        turn.completed();
+        Ok(meta)
     }
 
-    /// Reads a range of one generation: one ranged `GET` that names the generation, its reply checked.
-    ///
-    /// The stream holds one of the store's `max_concurrent_requests` until it is read to its end or dropped. Dropping
-    /// it, or this call, ends the request.
+    /// Reads a range of one generation that a reader waits for. See [`Store::get_when_due`].
     pub async fn get(&self, request: &RangeRequest) -> Result<ByteStream, Error> {
+        self.get_when_due(request, &Urgency::demand()).await
+    }
+
+    /// Reads a range of one generation: ranged `GET`s that name the generation, their replies checked. A body that breaks
+    /// off is taken up where it ended.
+    ///
+    /// The stream counts as one of the store's requests until it is read to its end or dropped. Dropping it, or this
+    /// call, ends the request.
+    pub async fn get_when_due(&self, request: &RangeRequest, urgency: &Urgency) -> Result<ByteStream, Error> {
         let RangeRequest {
             path,
             generation,
@@ -320,36 +369,33 @@ impl Store {
                 size_bytes: generation.size_bytes,
             });
         }
-        let permit = self.permit().await;
-        match &self.backend {
-            Backend::Remote(remote) => remote.get(request, permit).await,
-            Backend::Directory(directory) => directory.get(request, permit).await,
-        }
+        let send = || self.backend.get(request);
+        let (body, turn, retries) = self.traffic.ask(urgency, range.end - range.start, send).await?;
+        let reading = Reading {
+            backend: Arc::clone(&self.backend),
+            traffic: Arc::clone(&self.traffic),
+            left: request.clone(),
+            body,
+            turn,
+            retries,
+        };
+        Ok(stream::try_unfold(reading, Reading::next).boxed())
     }
 
     /// Whether the store can be reached and accepts the daemon's credentials; which buckets are missing.
     ///
     /// Sends one small request for each bucket that is configured by its name (one in all if none is).
     pub async fn check(&self) -> Result<(), Error> {
-        let remote = match &self.backend {
-            Backend::Directory(directory) => return directory.check().await,
-            Backend::Remote(remote) => remote,
-        };
         let names = self.buckets.iter().filter_map(|pattern| match pattern {
-            BucketPattern::Name(name) => Some(name),
-            BucketPattern::Prefix(_) => None,
+            BucketPattern::Name(name) if self.backend.is_remote() => Some(Some(name)),
+            BucketPattern::Name(_) | BucketPattern::Prefix(_) => None,
         });
-        let mut named = false;
-        for name in names {
-            named = true;
-            let _permit = self.permit().await;
-            remote.check(Some(name)).await?;
+        let names: Vec<_> = names.collect();
+        for name in if names.is_empty() { vec![None] } else { names } {
+            let send = || self.backend.check(name);
+            self.traffic.ask(&Urgency::demand(), 0, send).await?;
         }
-        if named {
-            return Ok(());
-        }
-        let _permit = self.permit().await;
-        remote.check(None).await
+        Ok(())
     }
 
     fn specificity(&self, bucket: &BucketName) -> Option<usize> {
@@ -369,12 +415,42 @@ impl Store {
             store: self.name.clone(),
         })
     }
+}
 
-    async fn permit(&self) -> tokio::sync::OwnedSemaphorePermit {
-        Arc::clone(&self.requests)
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed")
+/// A range on its way.
+struct Reading {
+    backend: Arc<Backend>,
+    traffic: Arc<Traffic>,
+    left: RangeRequest,
+    body: ByteStream,
+    turn: Turn,
+    retries: Retries,
+}
+
+impl Reading {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>, Error> {
+        loop {
+            match self.body.next().await {
+                Some(Ok(bytes)) => {
+                    self.left.range.start += bytes.len() as u64;
+                    return Ok(Some((bytes, self)));
+                }
+                None => {
+                    self.turn.completed();
+                    return Ok(None);
+                }
+                Some(Err(error)) if self.left.range.is_empty() => return Err(error),
+                Some(Err(error)) => {
+                    self.turn.broke_off(&error);
+                    let bytes = self.left.range.end - self.left.range.start;
+                    let send = || self.backend.get(&self.left);
+                    self.body = self
+                        .traffic
+                        .resume(&self.turn, &mut self.retries, error.into(), bytes, send)
+                        .await?;
+                }
+            }
+        }
     }
 }
 
@@ -422,6 +498,7 @@ struct Surroundings {
     clock: Clock,
     /// `None`: the system's.
     resolver: Option<Arc<dyn DnsResolver>>,
+    metrics: Metrics,
 }
 
 /// The wall clock, as the kernel stamps files with it.

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{info, warn};
 
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, Rule};
 use crate::metrics::{Metrics, Trouble};
 use inventory::Inventory;
 
@@ -198,7 +198,7 @@ impl Holders {
         Ok(Self {
             client: LocalityClient::new(endpoint.connect_lazy()),
             recent: Arc::default(),
-            breaker: Arc::new(Mutex::new(Breaker::new(Instant::now()))),
+            breaker: Arc::new(Mutex::new(Breaker::new(Rule::ONE_OF_SEVERAL, Instant::now()))),
             metrics,
         })
     }

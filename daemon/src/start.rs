@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::app::Addresses;
 use crate::config::Config;
+use crate::metrics::Metrics;
 use crate::origin::Stores;
 
 /// Wrong arguments or configuration: `EX_USAGE` of sysexits.h.
@@ -79,7 +80,7 @@ pub fn dump(config: &Config) -> ExitCode {
 
 /// Checks every store and prints one line each.
 pub async fn check_stores(config: &Config) -> ExitCode {
-    let stores = match Stores::build(&config.stores) {
+    let stores = match Stores::build(&config.stores, Metrics::default()) {
         Ok(stores) => stores,
         Err(error) => return refuse(EXIT_USAGE, &error),
     };

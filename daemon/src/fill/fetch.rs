@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use cachelet_protocol::block::PageIndex;
@@ -12,14 +11,15 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::flight::Flight;
+use super::holder::Holder;
 use super::peer::Peers;
 use super::{Error, OpenObject, on_disk};
 use crate::metrics::{Metrics, Outcome, Source};
+use crate::origin::Urgency;
 use crate::store::{Block, BlockStore};
 
 /// Pages of one flight being written while the next is received.
 const WRITES_AT_ONCE: usize = 4;
-const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub(super) struct Fetcher {
@@ -28,7 +28,6 @@ pub(super) struct Fetcher {
     pub(super) metrics: Metrics,
     /// One permit a page in memory.
     pub(super) memory: Arc<Semaphore>,
-    pub(super) attempts: u32,
 }
 
 impl Fetcher {
@@ -58,34 +57,21 @@ impl Fetcher {
                 }
             }
         }
-        let mut attempt = 1;
-        let mut backoff = FIRST_BACKOFF;
-        loop {
-            match self.from_origin(flight, block, object).await {
-                Ok(()) => {
-                    self.metrics.count_fetch(Source::Origin, Outcome::Complete);
-                    return Ok(());
-                }
-                Err(Error::Origin(error)) if error.is_retryable() && attempt < self.attempts => {
-                    self.metrics.count_fetch(Source::Origin, Outcome::Failed);
-                    debug!(object = %object.name().path, %error, attempt, "fetching pages failed; trying again");
-                }
-                Err(error) => {
-                    self.metrics.count_fetch(Source::Origin, Outcome::Failed);
-                    warn!(object = %object.name().path, block = %block.identity().index(), %error, "fetching pages failed; readers get the error");
-                    return Err(error);
-                }
+        let outcome = self.from_origin(flight, block, object).await;
+        match &outcome {
+            Ok(()) => self.metrics.count_fetch(Source::Origin, Outcome::Complete),
+            Err(error) => {
+                self.metrics.count_fetch(Source::Origin, Outcome::Failed);
+                warn!(object = %object.name().path, block = %block.identity().index(), %error, "fetching pages failed; readers get the error");
             }
-            attempt += 1;
-            tokio::time::sleep(backoff.mul_f64(rand::random_range(0.5..1.0))).await;
-            backoff *= 2;
         }
+        outcome
     }
 
     async fn from_peer(
         &self,
         peers: &Peers,
-        holder: &super::peer::Holder,
+        holder: &Holder,
         flight: &Arc<Flight>,
         block: &Arc<Block>,
         object: &OpenObject,
@@ -124,7 +110,8 @@ impl Fetcher {
     ) -> Result<(), Error> {
         let mut writes = PageWrites::new(self, flight, block);
         for run in flight.missing().runs(u32::MAX) {
-            self.run_from_origin(run, block, object, &mut writes).await?;
+            self.run_from_origin(run, flight.urgency(), block, object, &mut writes)
+                .await?;
         }
         writes.finish().await
     }
@@ -132,6 +119,7 @@ impl Fetcher {
     async fn run_from_origin(
         &self,
         run: Range<u32>,
+        urgency: &Urgency,
         block: &Arc<Block>,
         object: &OpenObject,
         writes: &mut PageWrites<'_>,
@@ -141,8 +129,10 @@ impl Fetcher {
         let range =
             start + PageIndex(run.start).start()..start + PageIndex(run.end).start().min(block.length());
         let request = object.range(range);
+        let stream = object.store.get_when_due(&request, urgency).await;
+        let mut stream = stream.map_err(origin_error)?;
+        // Not before its turn: who waits for that may hold no memory, or what was read ahead keeps it from who goes first.
         let mut permit = self.memory_for_a_page().await;
-        let mut stream = object.store.get(&request).await.map_err(origin_error)?;
         let mut page = PageIndex(run.start);
         let mut buffer = BytesMut::with_capacity(page.length_in(block.length()) as usize);
         while let Some(chunk) = stream.next().await {
@@ -182,7 +172,7 @@ impl Fetcher {
 #[derive(Debug, thiserror::Error)]
 enum PeerOrDisk {
     #[error(transparent)]
-    Peer(#[from] super::peer::Error),
+    Peer(#[from] super::holder::Error),
     #[error(transparent)]
     Disk(#[from] Error),
 }

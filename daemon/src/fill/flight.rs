@@ -4,11 +4,13 @@ use cachelet_protocol::block::{PageIndex, PageSet};
 use tokio::sync::watch;
 
 use super::Error;
+use crate::origin::Urgency;
 
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Flight {
     pages: PageSet,
+    urgency: Urgency,
     progress: watch::Sender<Progress>,
 }
 
@@ -19,15 +21,21 @@ struct Progress {
 }
 
 impl Flight {
-    pub(super) fn new(pages: PageSet) -> Self {
+    pub(super) fn new(pages: PageSet, urgency: Urgency) -> Self {
         Self {
             pages,
+            urgency,
             progress: watch::Sender::new(Progress::default()),
         }
     }
 
     pub(super) fn pages(&self) -> PageSet {
         self.pages
+    }
+
+    /// Whether a reader waits for it. Grows when one comes.
+    pub(super) fn urgency(&self) -> &Urgency {
+        &self.urgency
     }
 
     /// The pages that are still to come.
@@ -76,7 +84,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiter_goes_on_when_its_pages_have_landed() {
-        let flight = Flight::new(PageSet::span(0..4));
+        let flight = Flight::new(PageSet::span(0..4), Urgency::demand());
         flight.land(PageIndex(2));
         flight.landed(PageSet::span(2..3)).await.unwrap();
         assert_eq!(
@@ -90,7 +98,7 @@ mod tests {
 
     #[tokio::test]
     async fn pages_of_another_flight_are_not_waited_for() {
-        let flight = Flight::new(PageSet::span(0..2));
+        let flight = Flight::new(PageSet::span(0..2), Urgency::demand());
         flight.landed(PageSet::span(4..8)).await.unwrap();
     }
 }

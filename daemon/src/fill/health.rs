@@ -1,70 +1,83 @@
-//! Which peers are worth asking: a [`Breaker`] for each that is, or lately was, in trouble. When one opens, whoever else
-//! waits for that peer goes on at once.
+//! Which peers are worth asking: a [`Breaker`] for each that was asked lately. When one opens, whoever else waits for that
+//! peer goes on at once.
+//!
+//! One request without an answer opens it, unless the peer was heard meanwhile: a peer that streams to others is slow for
+//! this one, and nobody else has to do without it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::peer::Holder;
-use crate::breaker::Breaker;
+use super::holder::{Error, Holder};
+use crate::breaker::{Breaker, FORGET_AFTER, Rule};
 use crate::metrics::{Metrics, Trouble};
 
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Health {
-    /// By address. A peer that was never in trouble has none.
-    breakers: Mutex<HashMap<String, Breaker>>,
+    /// By address.
+    peers: Mutex<HashMap<String, Peer>>,
     /// Sent to whenever a breaker opens.
     opened: watch::Sender<()>,
+    /// How long a peer may take to its first byte.
+    first_byte: Duration,
     metrics: Metrics,
 }
 
+#[derive(Debug)]
+struct Peer {
+    breaker: Breaker,
+    /// When a frame of it arrived last, whoever had asked.
+    heard: Option<Instant>,
+}
+
 impl Health {
-    pub(super) fn new(metrics: Metrics) -> Self {
+    pub(super) fn new(first_byte: Duration, metrics: Metrics) -> Self {
         Self {
-            breakers: Mutex::default(),
+            peers: Mutex::default(),
             opened: watch::Sender::new(()),
+            first_byte,
             metrics,
         }
     }
 
     /// Whether a holder is left out at the moment; counts if it is.
     pub(super) fn skips(&self, holder: &Holder) -> bool {
-        let breakers = self.breakers();
-        let skipping = breakers
+        let peers = self.peers();
+        let skipped = peers
             .get(&holder.address)
-            .filter(|breaker| breaker.is_skipped(Instant::now()));
-        if let Some(breaker) = skipping {
-            self.metrics.count_peer_skip(breaker.trouble());
+            .filter(|peer| peer.breaker.is_skipped(Instant::now()));
+        if let Some(peer) = skipped {
+            self.metrics.count_peer_skip(peer.breaker.trouble());
         }
-        skipping.is_some()
+        skipped.is_some()
     }
 
     /// How many peers are left out at the moment.
     pub(super) fn skipped_now(&self) -> usize {
         let now = Instant::now();
-        let breakers = self.breakers();
-        breakers
-            .values()
-            .filter(|breaker| breaker.is_skipped(now))
-            .count()
+        let peers = self.peers();
+        peers.values().filter(|peer| peer.breaker.is_skipped(now)).count()
     }
 
     /// Whether a request may ask this holder now.
     pub(super) fn admit<'a>(&'a self, holder: &'a Holder) -> Option<Request<'a>> {
-        let mut breakers = self.breakers();
-        let period = match breakers.get_mut(&holder.address) {
-            None => 0,
-            Some(breaker) => match breaker.admit(Instant::now()) {
-                Some(period) => period,
-                None => {
-                    self.metrics.count_peer_skip(breaker.trouble());
-                    return None;
-                }
-            },
+        let now = Instant::now();
+        let mut peers = self.peers();
+        if !peers.contains_key(&holder.address) {
+            peers.retain(|_, peer| !peer.is_forgotten(now));
+        }
+        let peer = peers.entry(holder.address.clone()).or_insert_with(|| Peer {
+            breaker: Breaker::new(Rule::ONE_OF_SEVERAL, now),
+            heard: None,
+        });
+        let Some(period) = peer.breaker.admit(now) else {
+            self.metrics.count_peer_skip(peer.breaker.trouble());
+            return None;
         };
         Some(Request {
             health: self,
@@ -73,8 +86,15 @@ impl Health {
         })
     }
 
-    fn breakers(&self) -> MutexGuard<'_, HashMap<String, Breaker>> {
-        self.breakers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn peers(&self) -> MutexGuard<'_, HashMap<String, Peer>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Peer {
+    fn is_forgotten(&self, now: Instant) -> bool {
+        let silent = |heard: Instant| now.saturating_duration_since(heard) >= FORGET_AFTER;
+        self.breaker.is_forgotten(now) && self.heard.is_none_or(silent)
     }
 }
 
@@ -87,13 +107,15 @@ pub(super) struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// The peer answered something.
-    pub(super) fn answered(&self) {
-        let mut breakers = self.health.breakers();
-        let Some(breaker) = breakers.get_mut(&self.holder.address) else {
+    /// A frame of the peer has arrived.
+    pub(super) fn heard(&self) {
+        let now = Instant::now();
+        let mut peers = self.health.peers();
+        let Some(peer) = peers.get_mut(&self.holder.address) else {
             return;
         };
-        if breaker.answered(self.period, Instant::now()) {
+        peer.heard = Some(now);
+        if peer.breaker.answered(self.period, now) {
             info!(
                 peer = self.holder.node,
                 address = self.holder.address,
@@ -103,15 +125,27 @@ impl Request<'_> {
     }
 
     /// The peer did not answer.
-    pub(super) fn failed(&self, trouble: Trouble, problem: &super::peer::Error) {
+    pub(super) fn failed(&self, trouble: Trouble, problem: &Error) {
         let now = Instant::now();
-        let mut breakers = self.health.breakers();
-        breakers.retain(|_, breaker| !breaker.is_forgotten(now));
-        let breaker = breakers
-            .entry(self.holder.address.clone())
-            .or_insert_with(|| Breaker::new(now));
-        let was_open = breaker.is_open();
-        let Some(skip) = breaker.failed(self.period, trouble, now, rand::random_range(0.5..1.0)) else {
+        let mut peers = self.health.peers();
+        peers.retain(|address, peer| *address == self.holder.address || !peer.is_forgotten(now));
+        let Some(peer) = peers.get_mut(&self.holder.address) else {
+            return;
+        };
+        let since = |heard: Instant| now.saturating_duration_since(heard);
+        let is_heard = peer
+            .heard
+            .is_some_and(|heard| since(heard) < self.health.first_byte);
+        if trouble == Trouble::Silent && is_heard && !peer.breaker.is_open() {
+            debug!(
+                peer = self.holder.node, address = self.holder.address, %problem,
+                "the peer is slow for this fetch, which goes on without it; it answers others"
+            );
+            return;
+        }
+        let was_open = peer.breaker.is_open();
+        let jitter = rand::random_range(0.5..1.0);
+        let Some(skip) = peer.breaker.failed(self.period, trouble, now, jitter) else {
             return;
         };
         if !was_open {
@@ -120,7 +154,7 @@ impl Request<'_> {
                 "the peer does not answer; fetches go on without it, and one tries it again later"
             );
         }
-        drop(breakers);
+        drop(peers);
         self.health.opened.send_replace(());
     }
 
@@ -131,9 +165,9 @@ impl Request<'_> {
             opened.mark_unchanged();
             let over = self
                 .health
-                .breakers()
+                .peers()
                 .get(&self.holder.address)
-                .is_some_and(|breaker| breaker.is_over(self.period));
+                .is_some_and(|peer| peer.breaker.is_over(self.period));
             if over || opened.changed().await.is_err() {
                 return;
             }
@@ -143,27 +177,27 @@ impl Request<'_> {
 
 impl Drop for Request<'_> {
     fn drop(&mut self) {
-        if let Some(breaker) = self.health.breakers().get_mut(&self.holder.address) {
-            breaker.abandoned(self.period, Instant::now());
+        if let Some(peer) = self.health.peers().get_mut(&self.holder.address) {
+            peer.breaker.abandoned(self.period, Instant::now());
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::breaker::{FORGET_AFTER, LONGEST_SKIP};
+    use crate::breaker::LONGEST_SKIP;
+
+    const FIRST_BYTE: Duration = Duration::from_millis(200);
 
     #[tokio::test(start_paused = true)]
     async fn whoever_waits_for_a_peer_goes_on_when_another_finds_it_silent() {
-        let health = Health::new(Metrics::default());
+        let health = Health::new(FIRST_BYTE, Metrics::default());
         let [peer, other] = [Holder::at("10.0.0.1:7001"), Holder::at("10.0.0.2:7001")];
         let finder = health.admit(&peer).expect("nothing is known of it");
         let waiter = health.admit(&peer).expect("nothing is known of it");
         let elsewhere = health.admit(&other).expect("nothing is known of it");
-        let problem = super::super::peer::Error::Timeout(Duration::from_millis(200));
+        let problem = Error::Timeout(FIRST_BYTE);
         tokio::join!(waiter.given_up_elsewhere(), async {
             finder.failed(Trouble::Silent, &problem);
         });
@@ -173,7 +207,7 @@ mod tests {
         assert!(now.is_some(), "its time is over by now");
         assert!(health.admit(&peer).is_none() && health.skips(&peer));
         assert_eq!(health.skipped_now(), 1);
-        now.expect("one tries").answered();
+        now.expect("one tries").heard();
         assert_eq!(health.skipped_now(), 0);
         elsewhere.failed(Trouble::Silent, &problem);
         tokio::time::advance(LONGEST_SKIP + FORGET_AFTER).await;
@@ -181,10 +215,31 @@ mod tests {
             .admit(&peer)
             .expect("it is well")
             .failed(Trouble::Silent, &problem);
-        assert_eq!(
-            health.breakers().len(),
-            1,
-            "who is not asked any more is forgotten"
-        );
+        assert_eq!(health.peers().len(), 1, "who is not asked any more is forgotten");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_is_heard_meanwhile_is_slow_for_one_fetch_and_left_out_by_none() {
+        let health = Health::new(FIRST_BYTE, Metrics::default());
+        let peer = Holder::at("10.0.0.1:7001");
+        let problem = Error::Timeout(FIRST_BYTE);
+        let ask = || health.admit(&peer).expect("it is not left out");
+        let (streaming, late) = (ask(), ask());
+        tokio::time::advance(FIRST_BYTE / 2).await;
+        streaming.heard();
+        tokio::time::advance(FIRST_BYTE / 2).await;
+        late.failed(Trouble::Silent, &problem);
+        assert!(!health.skips(&peer), "the other one hears it");
+        // What was heard before the wait began proves nothing.
+        let late = ask();
+        tokio::time::advance(FIRST_BYTE).await;
+        late.failed(Trouble::Silent, &problem);
+        assert!(health.skips(&peer));
+        // Nor does a frame to an old request when the one that tries it again waits in vain.
+        tokio::time::advance(LONGEST_SKIP).await;
+        let trial = ask();
+        streaming.heard();
+        trial.failed(Trouble::Silent, &problem);
+        assert!(health.skips(&peer));
     }
 }

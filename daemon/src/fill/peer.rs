@@ -17,16 +17,16 @@ use cachelet_protocol::ids::{Handle, SessionId, WorkerUuid};
 use cachelet_protocol::integrity::{PageWord, chunk_crcs};
 use cachelet_protocol::residency::{Residency, SegmentResidency};
 use cachelet_protocol::wire::{
-    Code, DecodeError, FrameHeader, FrameKind, Hello, Message, PeerObject, Read, Role, VERSION,
-    decode_page_prefix, encode,
+    FrameHeader, FrameKind, Hello, Message, PeerObject, Read, Role, VERSION, decode_page_prefix, encode,
 };
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::OpenObject;
 use super::health::{Health, Request};
-use crate::connection::{FrameReader, FrameWriter, ReadError, Stream};
-use crate::metrics::{Metrics, Trouble};
+use super::holder::{Error, Holder};
+use crate::connection::{FrameReader, FrameWriter, Stream};
+use crate::metrics::Metrics;
 use crate::report::Holders;
 
 /// Peers asked for one fetch before the origin is.
@@ -36,65 +36,6 @@ const IDLE_CONNECTIONS: usize = 4;
 const IDLE_CLOSE: Duration = Duration::from_mins(1);
 /// Time between two frames of a reply that has begun.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Why a peer gave no pages.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error("no byte within {} ms", .0.as_millis())]
-    Timeout(Duration),
-    #[error("the peer answered {code}: {message}")]
-    Refused { code: Code, message: String },
-    #[error("the peer broke the protocol: {0}")]
-    Protocol(&'static str),
-    #[error("the peer sent a message that cannot be read: {0}")]
-    Decode(#[from] DecodeError),
-    #[error("the peer is left out: it did not answer another fetch")]
-    LeftOut,
-}
-
-impl Error {
-    /// What it says about the peer; `None` if the peer answered, or was not waited for.
-    fn trouble(&self) -> Option<Trouble> {
-        match self {
-            Self::Timeout(_) => Some(Trouble::Silent),
-            Self::Io(_) | Self::Read(_) | Self::Protocol(_) | Self::Decode(_) => Some(Trouble::Broken),
-            Self::Refused { .. } | Self::LeftOut => None,
-        }
-    }
-}
-
-/// A worker that holds something of a block.
-#[derive(Debug, Clone)]
-pub(super) struct Holder {
-    pub(super) node: String,
-    pub(super) address: String,
-    residency: Residency,
-}
-
-impl Holder {
-    #[cfg(test)]
-    pub(super) fn at(address: &str) -> Self {
-        Self {
-            node: "a peer".to_owned(),
-            address: address.to_owned(),
-            residency: Residency::All,
-        }
-    }
-
-    /// The pages worth asking it for. A holder of some pages is asked for all: it sends what it has, in order, and says
-    /// where it stops.
-    pub(super) fn pages_of(&self, block_length: u64) -> PageSet {
-        if self.residency == Residency::None {
-            PageSet::EMPTY
-        } else {
-            PageSet::all(block_length)
-        }
-    }
-}
 
 /// The other workers. Clones share connections.
 #[derive(Debug, Clone)]
@@ -141,7 +82,7 @@ impl Peers {
             zone,
             secret,
             first_byte,
-            health: Health::new(metrics),
+            health: Health::new(first_byte, metrics),
             idle: Mutex::default(),
         };
         Self {
@@ -228,7 +169,7 @@ impl Peers {
             () = request.given_up_elsewhere() => Err(Error::LeftOut),
         };
         let (connection, first) = outcome.inspect_err(|problem| tell(&request, problem))?;
-        request.answered();
+        request.heard();
         Ok(PeerPages {
             peers: self,
             request,
@@ -358,7 +299,9 @@ impl PeerPages<'_> {
                     frame = next_frame(&mut connection.reader, IDLE_TIMEOUT) => frame,
                     () = given_up => Err(Error::LeftOut),
                 };
-                frame.inspect_err(|problem| tell(&self.request, problem))?
+                let frame = frame.inspect_err(|problem| tell(&self.request, problem))?;
+                self.request.heard();
+                frame
             }
         };
         match header.known_kind() {
@@ -415,10 +358,11 @@ impl PeerPages<'_> {
 
 /// Tells a peer's breaker of a request that failed.
 fn tell(request: &Request<'_>, problem: &Error) {
-    match problem.trouble() {
-        Some(trouble) => request.failed(trouble, problem),
-        // If it was left out, the breaker does not listen to this request any more.
-        None => request.answered(),
+    match (problem.trouble(), problem) {
+        (Some(trouble), _) => request.failed(trouble, problem),
+        // The breaker does not listen to this request any more.
+        (None, Error::LeftOut) => {}
+        (None, _) => request.heard(),
     }
 }
 

@@ -12,7 +12,6 @@ use bytes::Bytes;
 use cachelet_protocol::ids::{Etag, Generation};
 use futures::Stream;
 use futures::stream::BoxStream;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::Error;
 
@@ -61,13 +60,12 @@ pub(super) fn check_head(
     Ok(())
 }
 
-/// A body that yields exactly `remaining` bytes or ends in an error, and holds the request's permit meanwhile.
+/// A body that yields exactly `remaining` bytes or ends in an error.
 pub(super) struct ExactBody {
     body: BoxStream<'static, Result<Bytes, Error>>,
     remaining: u64,
     endpoint: Box<str>,
-    /// `None` once the stream has ended.
-    permit: Option<OwnedSemaphorePermit>,
+    has_ended: bool,
 }
 
 impl ExactBody {
@@ -75,18 +73,17 @@ impl ExactBody {
         body: BoxStream<'static, Result<Bytes, Error>>,
         length: u64,
         endpoint: Box<str>,
-        permit: OwnedSemaphorePermit,
     ) -> Self {
         Self {
             body,
             remaining: length,
             endpoint,
-            permit: Some(permit),
+            has_ended: false,
         }
     }
 
     fn end(&mut self, reason: &str) -> Poll<Option<Result<Bytes, Error>>> {
-        self.permit = None;
+        self.has_ended = true;
         Poll::Ready(Some(Err(Error::BadReply {
             endpoint: self.endpoint.clone(),
             reason: reason.into(),
@@ -99,7 +96,7 @@ impl Stream for ExactBody {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            if self.permit.is_none() {
+            if self.has_ended {
                 return Poll::Ready(None);
             }
             let Poll::Ready(next) = self.body.as_mut().poll_next(cx) else {
@@ -115,14 +112,14 @@ impl Stream for ExactBody {
                     return Poll::Ready(Some(Ok(bytes)));
                 }
                 Some(Err(error)) => {
-                    self.permit = None;
+                    self.has_ended = true;
                     return Poll::Ready(Some(Err(error)));
                 }
                 None if self.remaining > 0 => {
                     return self.end("its body is shorter than the range asked for");
                 }
                 None => {
-                    self.permit = None;
+                    self.has_ended = true;
                     return Poll::Ready(None);
                 }
             }
@@ -132,10 +129,7 @@ impl Stream for ExactBody {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use futures::{StreamExt, stream};
-    use tokio::sync::Semaphore;
 
     use super::*;
 
@@ -203,12 +197,10 @@ mod tests {
         ));
     }
 
-    /// Reads a body of these chunks that should have ten bytes: what arrives, and whether the permit came back.
-    async fn read(chunks: &[&'static [u8]]) -> (Vec<u8>, bool, Option<&'static str>) {
-        let permits = Arc::new(Semaphore::new(1));
-        let permit = Arc::clone(&permits).try_acquire_owned().unwrap();
+    /// Reads a body of these chunks that should have ten bytes: what arrives, and the error.
+    async fn read(chunks: &[&'static [u8]]) -> (Vec<u8>, Option<&'static str>) {
         let chunks: Vec<_> = chunks.iter().map(|chunk| Ok(Bytes::from_static(chunk))).collect();
-        let mut body = ExactBody::new(stream::iter(chunks).boxed(), 10, "test".into(), permit);
+        let mut body = ExactBody::new(stream::iter(chunks).boxed(), 10, "test".into());
         let (mut bytes, mut code) = (Vec::new(), None);
         while let Some(next) = body.next().await {
             assert!(code.is_none(), "nothing follows an error");
@@ -217,27 +209,27 @@ mod tests {
                 Err(error) => code = Some(error.code()),
             }
         }
-        (bytes, permits.available_permits() == 1, code)
+        (bytes, code)
     }
 
     #[tokio::test]
     async fn a_body_is_exactly_the_range_or_an_error() {
         assert_eq!(
             read(&[b"01234", b"", b"56789"]).await,
-            (b"0123456789".to_vec(), true, None)
+            (b"0123456789".to_vec(), None)
         );
         assert_eq!(
             read(&[b"01234", b"5678"]).await,
-            (b"012345678".to_vec(), true, Some("bad_reply"))
+            (b"012345678".to_vec(), Some("bad_reply"))
         );
         assert_eq!(
             read(&[b"01234", b"567890"]).await,
-            (b"01234".to_vec(), true, Some("bad_reply"))
+            (b"01234".to_vec(), Some("bad_reply"))
         );
         assert_eq!(
             read(&[b"0123456789", b"x"]).await,
-            (b"0123456789".to_vec(), true, Some("bad_reply"))
+            (b"0123456789".to_vec(), Some("bad_reply"))
         );
-        assert_eq!(read(&[]).await, (Vec::new(), true, Some("bad_reply")));
+        assert_eq!(read(&[]).await, (Vec::new(), Some("bad_reply")));
     }
 }

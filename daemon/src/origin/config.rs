@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use cachelet_protocol::bucket::BucketPattern;
 use cachelet_protocol::ids::{BucketName, Scheme, StoreIdentity};
 use serde::{Deserialize, Serialize};
@@ -95,10 +96,24 @@ pub struct StoreConfig {
     /// Longest time for one attempt of a request, its body included. Default: `30s`.
     #[serde(default = "default_request_timeout", with = "humantime_serde")]
     pub request_timeout: Duration,
-    /// Most requests to the store at a time; further ones wait. A request counts until its body is read. Default: 64.
+    /// Most requests to the store at a time; further ones wait. A request counts until its body is read. Within it the
+    /// daemon finds its own limit: 32 at first, half after a throttled or late reply (4 at the least), more while all are
+    /// used and succeed. Default: 64.
     #[serde(default = "default_max_concurrent_requests")]
     pub max_concurrent_requests: u32,
-    /// How often a request that failed in a passing way is sent again, 0 to 10. Default: 3.
+    /// Most requests a second, on average. What is read ahead waits for what is demanded. Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_requests_per_second: Option<u32>,
+    /// Most bytes a second, on average over requests; for example `200MiB`. What is read ahead waits for what is
+    /// demanded. Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bandwidth: Option<ByteSize>,
+    /// Whether a GET that a reader waits for is sent a second time when its reply is later than 95 of 100 lately, at most
+    /// 5 % of requests; the first reply is used. Never for `file`. Default: `true`.
+    #[serde(default = "default_hedging")]
+    pub hedging: bool,
+    /// How often a request that failed in a passing way is sent again, 0 to 10; over all requests of a store at most one
+    /// in ten, hedged ones included. Default: 3.
     #[serde(default = "default_max_retries")]
     pub max_retries: u32,
     /// No retry begins later than this after the request's start. Default: `20s`.
@@ -117,6 +132,9 @@ fn default_request_timeout() -> Duration {
 }
 fn default_max_concurrent_requests() -> u32 {
     64
+}
+fn default_hedging() -> bool {
+    true
 }
 fn default_max_retries() -> u32 {
     3
@@ -225,6 +243,9 @@ impl StoreConfig {
             read_timeout: default_read_timeout(),
             request_timeout: default_request_timeout(),
             max_concurrent_requests: default_max_concurrent_requests(),
+            max_requests_per_second: None,
+            max_bandwidth: None,
+            hedging: default_hedging(),
             max_retries: default_max_retries(),
             retry_timeout: default_retry_timeout(),
         }
@@ -402,6 +423,17 @@ impl StoreConfig {
                 value,
                 "is out of bounds: use 1 to 4096",
             ));
+        }
+        if self.max_requests_per_second == Some(0) {
+            let problem = "lets no request through: use 1 or more, or remove it";
+            return Err(self.refuse("max_requests_per_second", "0", problem));
+        }
+        // Less than a page each second and a demanded page would miss every deadline.
+        if let Some(bandwidth) = self.max_bandwidth
+            && bandwidth < ByteSize::mib(1)
+        {
+            let problem = "is less than a page a second: use 1MiB or more, or remove it";
+            return Err(self.refuse("max_bandwidth", quoted(&bandwidth.to_string()), problem));
         }
         if self.max_retries > 10 {
             return Err(self.refuse(

@@ -73,7 +73,7 @@ pub enum Error {
         /// The store that was asked.
         store: Box<str>,
     },
-    /// The origin asks for fewer requests, and kept asking through every retry.
+    /// The origin asks for fewer requests, and kept asking through every retry that the budget allowed.
     #[error("{endpoint} asks to slow down{wait}", wait = wait(*retry_after))]
     Throttled {
         /// The origin.
@@ -92,6 +92,14 @@ pub enum Error {
     /// The origin did not answer, or stopped sending, for longer than the store's timeouts allow.
     #[error("{endpoint} did not answer in time: check the network, or raise the store's `request_timeout`")]
     Timeout {
+        /// The origin.
+        endpoint: Box<str>,
+    },
+    /// The origin failed every request lately and is left out for a while. No request was sent.
+    #[error(
+        "{endpoint} failed every request lately and is not asked for the moment; it is tried again within 30 s"
+    )]
+    LeftOut {
         /// The origin.
         endpoint: Box<str>,
     },
@@ -131,6 +139,7 @@ impl Error {
             | Self::NotCacheable { .. }
             | Self::InvalidRange { .. }
             | Self::NotServed { .. }
+            | Self::LeftOut { .. }
             | Self::BadReply { .. }
             | Self::Config(_) => false,
         }
@@ -158,6 +167,7 @@ impl Error {
             Self::Throttled { .. } => "throttled",
             Self::Unavailable { .. } => "unavailable",
             Self::Timeout { .. } => "timeout",
+            Self::LeftOut { .. } => "left_out",
             Self::BadReply { .. } => "bad_reply",
             Self::Credentials { .. } => "credentials",
             Self::Config(_) => "config",

@@ -23,7 +23,6 @@ use cachelet_protocol::ids::{Etag, Generation, ObjectPath};
 use futures::{StreamExt, stream};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_blocking;
 
 use super::checked::ExactBody;
@@ -104,11 +103,7 @@ impl Directory {
     }
 
     /// The caller has checked that the range is not empty and lies within the generation.
-    pub(super) async fn get(
-        &self,
-        request: &RangeRequest,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<ByteStream, Error> {
+    pub(super) async fn get(&self, request: &RangeRequest) -> Result<ByteStream, Error> {
         let path = &request.path;
         let (file, stamp) = self.open(path).await?;
         if stamp.generation() != request.generation {
@@ -135,7 +130,7 @@ impl Directory {
             Ok(Some((piece, (reader, end..rest.end))))
         });
         let length = request.range.end - request.range.start;
-        Ok(ExactBody::new(pieces.boxed(), length, self.describe(), permit).boxed())
+        Ok(ExactBody::new(pieces.boxed(), length, self.describe()).boxed())
     }
 
     /// Whether the directory is there and may be entered.
@@ -188,7 +183,7 @@ impl Directory {
         }
     }
 
-    fn describe(&self) -> Box<str> {
+    pub(super) fn describe(&self) -> Box<str> {
         format!("store {:?} in {}", self.store, self.root.display()).into()
     }
 

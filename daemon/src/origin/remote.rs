@@ -1,7 +1,7 @@
 //! Object stores behind HTTP: S3, and OSS in its own dialect.
 //!
-//! One `Remote` is one configured store. Requests go through `object_store`, which retries what passes (a few times,
-//! within the store's `retry_timeout`) and resumes bodies that break off, under the same etag.
+//! One `Remote` is one configured store. Requests go through `object_store`, each once: whether one is sent again is
+//! decided in [`traffic`](super::traffic) alone.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -15,13 +15,13 @@ use object_store::client::{
     DnsResolver, HttpClient, HttpConnector, HttpError, HttpErrorKind, ReqwestConnector,
 };
 use object_store::path::Path;
-use object_store::{BackoffConfig, ClientOptions, GetOptions, GetRange, GetResult, ObjectStore, RetryConfig};
-use tokio::sync::OwnedSemaphorePermit;
+use object_store::{ClientOptions, GetOptions, GetRange, GetResult, ObjectStore, RetryConfig};
 
 use super::checked::{ExactBody, Mismatch, RangedHead, check_head};
 use super::config::{Addressing, StoreConfig};
 use super::credentials::Missing;
 use super::endpoint::{Endpoint, is_remote_bucket};
+use super::traffic::Failure;
 use super::transport::{Dialect, Observed, Transport};
 use super::{ByteStream, ConfigError, Error, ObjectMeta, RangeRequest};
 
@@ -42,22 +42,6 @@ pub(super) enum Signing {
 /// Makes the dialect for one bucket.
 pub(super) trait DialectOfBucket: fmt::Debug + Send + Sync + 'static {
     fn of_bucket(&self, bucket: &BucketName) -> Arc<dyn Dialect>;
-}
-
-/// A ranged GET that gave nothing.
-struct Refused {
-    error: Error,
-    /// The reply says that it is a success, and is no answer to the request.
-    is_wrong_reply: bool,
-}
-
-impl From<Error> for Refused {
-    fn from(error: Error) -> Self {
-        Self {
-            error,
-            is_wrong_reply: false,
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -136,17 +120,8 @@ impl Remote {
     }
 
     /// The caller has checked that the range is not empty and lies within the generation.
-    pub(super) async fn get(
-        &self,
-        request: &RangeRequest,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<ByteStream, Error> {
-        let mut asked = self.ask(request).await;
-        // It says nothing about the object, it may be a mix-up of something in between: the origin gets a second chance.
-        if asked.as_ref().is_err_and(|refused| refused.is_wrong_reply) {
-            asked = self.ask(request).await;
-        }
-        let (reply, transport) = asked.map_err(|refused| refused.error)?;
+    pub(super) async fn get(&self, request: &RangeRequest) -> Result<ByteStream, Failure> {
+        let (reply, transport) = self.ask(request).await?;
         let describe = Describe {
             endpoint: self.describe(),
             path: request.path.clone(),
@@ -155,11 +130,11 @@ impl Remote {
             .into_stream()
             .map(move |item| item.map_err(|error| describe.error(&error, &transport.observed())));
         let length = request.range.end - request.range.start;
-        Ok(ExactBody::new(body.boxed(), length, self.describe(), permit).boxed())
+        Ok(ExactBody::new(body.boxed(), length, self.describe()).boxed())
     }
 
     /// Sends one ranged GET, and checks the head of its reply.
-    async fn ask(&self, request: &RangeRequest) -> Result<(GetResult, Transport), Refused> {
+    async fn ask(&self, request: &RangeRequest) -> Result<(GetResult, Transport), Failure> {
         let RangeRequest {
             path,
             generation,
@@ -176,7 +151,7 @@ impl Remote {
         };
         let reply = bucket.get_opts(&key, options).await.map_err(|error| {
             let observed = transport.observed();
-            Refused {
+            Failure {
                 error: self.error(&error, path, &observed),
                 is_wrong_reply: cause::<HttpError>(&error).is_none()
                     && observed.status.is_some_and(|status| status.is_success()),
@@ -188,7 +163,7 @@ impl Remote {
             range: reply.range.clone(),
             body_bytes: transport.observed().body_bytes,
         };
-        check_head(&head, generation, range).map_err(|mismatch| Refused {
+        check_head(&head, generation, range).map_err(|mismatch| Failure {
             error: match mismatch {
                 Mismatch::OtherGeneration => Error::Changed { path: path.clone() },
                 Mismatch::Wrong(reason) => self.bad_reply(reason),
@@ -285,13 +260,8 @@ impl Remote {
             .with_allow_http(!self.endpoint.is_https())
             .with_request_payer(self.config.requester_pays)
             .with_retry(RetryConfig {
-                backoff: BackoffConfig {
-                    init_backoff: std::time::Duration::from_millis(50),
-                    max_backoff: std::time::Duration::from_secs(2),
-                    base: 2.,
-                },
-                max_retries: self.config.max_retries as usize,
-                retry_timeout: self.config.retry_timeout,
+                max_retries: 0,
+                ..RetryConfig::default()
             })
             .with_http_connector(transport.clone());
         let builder = match &self.signing {
@@ -305,7 +275,7 @@ impl Remote {
         Ok((store, transport))
     }
 
-    fn describe(&self) -> Box<str> {
+    pub(super) fn describe(&self) -> Box<str> {
         format!("store {:?} at {}", self.config.name, self.endpoint.url()).into()
     }
 

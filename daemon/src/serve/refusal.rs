@@ -76,6 +76,7 @@ impl From<&origin::Error> for Refusal {
             origin::Error::Timeout { .. } => Self::failed(Code::DeadlineExceeded, message),
             origin::Error::Throttled { .. }
             | origin::Error::Unavailable { .. }
+            | origin::Error::LeftOut { .. }
             | origin::Error::BadReply { .. } => Self::failed(Code::OriginUnavailable, message),
         }
     }

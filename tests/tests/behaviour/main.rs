@@ -14,6 +14,7 @@ mod integrity;
 mod keys;
 mod lifecycle;
 mod locations;
+mod origin;
 mod peers;
 mod reads;
 mod short_circuit;

@@ -83,7 +83,7 @@ async fn a_wrong_reply_costs_one_more_request_and_a_second_one_is_an_error() {
     for (heads, code, requests) in [
         (&[OTHER_RANGE, OTHER_RANGE, RIGHT], "bad_reply", 2),
         (&[OTHER_ETAG, OTHER_ETAG, RIGHT], "changed", 2),
-        (&[OTHER_RANGE, OTHER_ETAG, RIGHT], "changed", 2),
+        (&[OTHER_RANGE, OTHER_ETAG, RIGHT], "bad_reply", 2),
         // The origin says itself that the object has changed.
         (&[REFUSED, RIGHT, RIGHT], "changed", 1),
     ] {
@@ -222,7 +222,7 @@ async fn a_body_that_breaks_off_is_resumed_under_the_same_etag() {
 
 #[tokio::test]
 async fn a_body_is_never_resumed_with_another_generation() {
-    for (status, etag, code) in [(206, "\"e2\"", "unavailable"), (412, "\"e2\"", "changed")] {
+    for (status, etag) in [(206, "\"e2\""), (412, "\"e2\"")] {
         let server = Server::start(move |seen| {
             if seen.headers()["range"] == "bytes=10-19" {
                 return partial()
@@ -244,7 +244,10 @@ async fn a_body_is_never_resumed_with_another_generation() {
             },
         )
         .await;
-        assert_eq!((bytes.as_slice(), error.unwrap().code()), (&b"0123"[..], code));
+        assert_eq!(
+            (bytes.as_slice(), error.unwrap().code()),
+            (&b"0123"[..], "changed")
+        );
     }
 }
 
@@ -451,11 +454,11 @@ async fn a_request_counts_against_the_limit_until_its_body_is_read_or_dropped() 
     });
     let asked = request("s3://bucket/key");
     let (first, second) = (store.get(&asked).await.unwrap(), store.get(&asked).await.unwrap());
-    assert_eq!(store.available_requests(), 0);
+    assert_eq!(store.traffic().in_flight, 2);
     drop(first);
-    assert_eq!(store.available_requests(), 1);
+    assert_eq!(store.traffic().in_flight, 1);
     assert_eq!(drain(second).await, (TEN.to_vec(), None));
-    assert_eq!(store.available_requests(), 2);
+    assert_eq!(store.traffic().in_flight, 0);
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use cachelet_protocol::ids::{BucketName, Scheme, StoreFingerprint};
 use reqsign_core::StaticEnv;
 
+use crate::metrics::Metrics;
+
 use super::super::{Clock, Error, StoreConfig, StoreKind, Stores, Surroundings};
 
 fn parse(toml: &str) -> StoreConfig {
@@ -19,6 +21,7 @@ fn stores(configs: &[StoreConfig]) -> Result<Stores, Error> {
             env,
             clock: Clock::system(),
             resolver: None,
+            metrics: Metrics::default(),
         },
     )
 }
@@ -108,6 +111,8 @@ fn a_bad_value_is_refused_with_its_key_and_a_remedy() {
         (local, "request_timeout = \"1h\"", "request_timeout"),
         (local, "max_concurrent_requests = 0", "max_concurrent_requests"),
         (local, "max_retries = 11", "max_retries"),
+        (local, "max_requests_per_second = 0", "max_requests_per_second"),
+        (local, "max_bandwidth = \"1KiB\"", "max_bandwidth"),
         (local, "identity = \"\"", "identity"),
         (file, "", "root"),
         (file, "root = \"data\"", "root"),

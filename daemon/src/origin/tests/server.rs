@@ -19,6 +19,8 @@ use reqsign_core::StaticEnv;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use crate::metrics::Metrics;
+
 use super::super::{
     ByteStream, Clock, Error, RangeRequest, Store, StoreConfig, StoreKind, Stores, Surroundings,
 };
@@ -124,6 +126,7 @@ fn build_with(config: &StoreConfig, env: StaticEnv, clock: Clock) -> Arc<Store> 
         env: Arc::new(env),
         clock,
         resolver: Some(Arc::new(Loopback)),
+        metrics: Metrics::default(),
     };
     let stores = Stores::build_in(std::slice::from_ref(config), &surroundings).unwrap();
     Arc::clone(stores.iter().next().unwrap())
