@@ -22,7 +22,7 @@ use crate::fill::{Filler, Peers};
 use crate::metrics::{CacheLabels, CacheState, Metrics, ReadPath, Source};
 use crate::origin::{self, Stores};
 use crate::report::{BlockChange, Holders, Reporter};
-use crate::serve::{Context, Limits, LocalSocket, Server, SessionTable, SocketError};
+use crate::serve::{Context, Limits, Loads, LocalSocket, Server, SessionTable, SocketError};
 use crate::store::{self, BlockStore, Event, GrantPolicy};
 
 /// How often evicted files that somebody holds are asked for.
@@ -170,6 +170,7 @@ impl App {
             filler,
             metrics,
             sessions: SessionTable::default(),
+            loads: Loads::default(),
             limits,
             service_address: config
                 .locality

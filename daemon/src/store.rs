@@ -72,6 +72,7 @@ pub use error::Error;
 pub use format::{CRC_OFFSET, DATA_OFFSET, Damage, HEADER_CHARGE, check_header, with_header_checksum};
 pub use grant::{Grant, GrantStatus};
 pub use recovery::Recovery;
+pub use retire::{Forget, Forgotten};
 pub use status::{BlockStatus, LedgerSnapshot};
 pub use wipe::{Wiped, wipe};
 
