@@ -12,6 +12,7 @@ mod grants;
 mod integrity;
 mod keys;
 mod lifecycle;
+mod load;
 mod locations;
 mod peers;
 mod reads;
