@@ -193,7 +193,7 @@ fn a_loaded_table_is_where_it_belongs_came_from_the_origin_once_and_is_read_with
     assert_eq!(number(&dry, "/planned_bytes"), bytes(&SIZES));
     assert_eq!(number(&dry, "/loaded_bytes"), 0);
     assert_eq!(
-        proxy.traffic().gets,
+        gets(&proxy, &bucket),
         0,
         "nothing is loaded by asking what would be"
     );
@@ -498,9 +498,11 @@ fn who_may_not_read_a_table_cannot_load_it() {
     assert_eq!(gets(&proxy, &bucket), 0);
     assert_eq!(cluster.worker(0).block_files().len(), 0);
 
-    run(&cluster, &["load", &prefix]).expect_success();
-    assert_eq!(proxy.traffic().data_bytes, stored.size_bytes);
+    let loaded = report(&run(&cluster, &["load", &prefix]).expect_success());
+    assert_eq!(number(&loaded, "/loaded_bytes"), stored.size_bytes, "{loaded:#}");
+    assert_eq!(proxy.traffic().data_bytes, stored.size_bytes, "{loaded:#}");
     assert_eq!(heads(&proxy, &bucket), 0, "the caller asked, not the daemon");
+    cluster.wait_until_resident(&path, 0);
     let single = report(&run(&cluster, &["load", &path]).expect_success());
     assert_eq!(number(&single, "/present_bytes"), stored.size_bytes);
 

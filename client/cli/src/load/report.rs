@@ -23,7 +23,7 @@ struct NodeReport {
     /// Blocks that were to be brought in, and their bytes.
     planned_blocks: u64,
     planned_bytes: u64,
-    /// Those that were.
+    /// Those that are there now, as the worker says; what was there without the service knowing included.
     loaded_blocks: u64,
     loaded_bytes: u64,
     /// Blocks that were there already.

@@ -33,6 +33,8 @@ const TRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Owners of a block, one after the other, before it is given up.
 const OWNERS: usize = 4;
+/// For how long a worker goes by what the service told it of a block's holders, and a little more.
+const ANSWER_AGE: Duration = Duration::from_millis(1500);
 /// How long the service may take to hear of what was loaded: reports come every 500 ms.
 const REPORTED: Duration = Duration::from_secs(30);
 /// Most threads that wait for workers.
@@ -180,8 +182,8 @@ impl<'a> Transfer<'a> {
         self.outcome
     }
 
-    /// Waits until the service knows of the copies that these are to be made from. If it takes too long, they come from
-    /// the store.
+    /// Waits until the service knows of the copies that these are to be made from, and workers that asked before ask
+    /// again. If it takes too long, they come from the store.
     fn wait_until_known(&self, copies: &[Copy]) {
         let blocks: HashSet<BlockOf> = copies.iter().map(|copy| copy.block).collect();
         let sources: Vec<Copy> = self
@@ -194,9 +196,13 @@ impl<'a> Transfer<'a> {
         let deadline = Instant::now() + REPORTED;
         while Instant::now() < deadline && !self.interrupt.came() {
             if self.planner.are_known(&sources).unwrap_or(false) {
-                return;
+                break;
             }
             thread::sleep(10 * TICK);
+        }
+        let end = Instant::now() + ANSWER_AGE;
+        while Instant::now() < end && !self.interrupt.came() {
+            thread::sleep(TICK);
         }
     }
 
