@@ -94,7 +94,7 @@ pub(crate) enum Command {
     /// Throw objects out of the cache, on every node. The store keeps them; readers go on with what they hold.
     #[command(after_help = format!("{FREE_EXAMPLES}\n\n{EXIT_CODES}"))]
     Free(Free),
-    /// Show the workers of the cluster.
+    /// Show the workers of the cluster, or one of them in full.
     Status(Status),
     /// Run a whole cluster on this machine until Ctrl-C: the locality service and workers on 127.0.0.2, 127.0.0.3, ...
     #[command(after_help = format!("{DEV_EXAMPLES}\n\n{EXIT_CODES}"))]

@@ -221,7 +221,7 @@ mod tests {
     fn meta(location: &str, size: u64, e_tag: Option<&str>) -> ObjectMeta {
         ObjectMeta {
             location: Path::parse(location).unwrap(),
-            last_modified: Default::default(),
+            last_modified: "2026-11-21T10:00:00Z".parse().unwrap(),
             size,
             e_tag: e_tag.map(Into::into),
             version: None,

@@ -619,3 +619,37 @@ fn what_cannot_be_loaded_is_refused_with_the_remedy() {
     let long = format!("s3://{}/{}", bucket.name(), "k".repeat(1025));
     refused(&["load", &long], 64, &["too long"]);
 }
+
+#[test]
+fn one_worker_is_shown_in_full() {
+    let (bucket, _proxy, cluster) = behind_proxy();
+    let mut cluster = cluster.nodes(2).start();
+    let (path, stored) = put(&bucket, "k", SEED, 5 * MIB);
+    assert_eq!(sha256_through(cluster.worker(1), &path), stored.sha256);
+    let shown = report(&run(&cluster, &["status", "--node", "node-2"]).expect_success());
+    assert_eq!(shown["worker_uuid"], cluster.worker(1).uuid());
+    assert_eq!(number(&shown, "/fill_bytes/origin"), stored.size_bytes);
+    let text = Process::binary("cachelet")
+        .args([
+            "--service",
+            cluster.service().http(),
+            "status",
+            "--node",
+            "node-2",
+        ])
+        .run(PATIENCE)
+        .expect_success()
+        .text();
+    for part in [
+        "node-2 (ready",
+        "unlinked, still held",
+        "2 blocks",
+        "5.0 MiB from the origin",
+        "test-s3",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    let unknown = run(&cluster, &["status", "--node", "node-9"]);
+    assert_eq!(unknown.code(), 64, "{}", unknown.stderr);
+    assert!(unknown.stderr.contains("node-1, node-2"), "{}", unknown.stderr);
+}

@@ -44,6 +44,7 @@ pub(super) fn find(
         owners,
         origin: &load.origin,
         client: None,
+        looked: false,
     };
     for place in &load.places {
         let place = if load.recursive {
@@ -107,21 +108,23 @@ struct Resolver<'a> {
     fleet: &'a Fleet,
     owners: &'a [usize],
     origin: &'a Origin,
-    /// `Some(None)`: no worker can be asked.
-    client: Option<Option<Client>>,
+    /// The worker that is asked; `None`: there is none, or nobody has looked yet.
+    client: Option<Client>,
+    looked: bool,
 }
 
 impl Resolver<'_> {
     /// The inner error: the object cannot be cached.
     fn generation(&mut self, path: &ObjectPath) -> Result<Result<Generation, String>, Failure> {
         let (fleet, owners) = (self.fleet, self.owners);
-        let client = self.client.get_or_insert_with(|| {
+        if !self.looked {
+            self.looked = true;
             let mut answering = owners
                 .iter()
                 .filter_map(|index| fleet.members[*index].connect().ok());
-            answering.next()
-        });
-        if let Some(client) = client {
+            self.client = answering.next();
+        }
+        if let Some(client) = &self.client {
             match client.open(&OpenRequest::new(path.clone())) {
                 Ok(object) => return Ok(Ok(object.generation().clone())),
                 Err(Error::Bypass {

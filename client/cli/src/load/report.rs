@@ -233,13 +233,13 @@ impl Report {
                 );
                 text.push('\n');
             }
-            text += &format!(
+            text.extend([format!(
                 "{objects}: would load {} blocks, {}; {} blocks, {} are there already\n",
                 self.planned_blocks,
                 output::size(self.planned_bytes),
                 self.present_blocks,
                 output::size(self.present_bytes)
-            );
+            )]);
         } else {
             let rows: Vec<_> = involved
                 .iter()
@@ -266,7 +266,7 @@ impl Report {
                 text += &output::table(&headings, &rows);
                 text.push('\n');
             }
-            text += &format!(
+            text.extend([format!(
                 "{objects}: loaded {} blocks, {} in {:.1} s, {}/s; {} blocks, {} were there already\n",
                 self.loaded_blocks,
                 output::size(self.loaded_bytes),
@@ -274,7 +274,7 @@ impl Report {
                 output::size(self.bytes_per_second),
                 self.present_blocks,
                 output::size(self.present_bytes)
-            );
+            )]);
         }
         for warning in &self.warnings {
             text.extend(["warning: ", warning, "\n"]);
@@ -283,7 +283,7 @@ impl Report {
             text.extend(["not loaded: ", &failed.path, ": ", &failed.reason, "\n"]);
         }
         if let Some(more @ 1..) = self.failed.len().checked_sub(SHOWN) {
-            text += &format!("not loaded: {more} more; --output json names all\n");
+            text.extend([format!("not loaded: {more} more; --output json names all\n")]);
         }
         text
     }

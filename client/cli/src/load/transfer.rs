@@ -363,13 +363,13 @@ impl<'a> Transfer<'a> {
         for (node, connected) in nodes.into_iter().zip(connected) {
             match connected {
                 Ok(client) => _ = self.clients.insert(node, client),
-                Err(failure) => self.without(node, failure.kind, failure.to_string(), progress),
+                Err(failure) => self.without(node, failure.kind, &failure.to_string(), progress),
             }
         }
     }
 
     /// A worker is of no further use.
-    fn without(&mut self, node: usize, kind: Kind, reason: String, progress: &Progress) {
+    fn without(&mut self, node: usize, kind: Kind, reason: &str, progress: &Progress) {
         if self.outcome.given_up.contains_key(&node) {
             return;
         }
@@ -433,7 +433,7 @@ impl<'a> Transfer<'a> {
                         match trouble.concerns {
                             Concerns::Nobody => {}
                             Concerns::Worker => {
-                                self.without(node, trouble.kind, trouble.reason, progress);
+                                self.without(node, trouble.kind, &trouble.reason, progress);
                                 round.give_up(node);
                             }
                             Concerns::Object => {
@@ -644,7 +644,10 @@ impl Trouble {
 impl From<Error> for Trouble {
     fn from(error: Error) -> Self {
         let concerns = match &error {
-            Error::ObjectChanged { .. } | Error::NotFound(_) | Error::PermissionDenied(_) => Concerns::Object,
+            Error::ObjectChanged { .. }
+            | Error::NotFound(_)
+            | Error::PermissionDenied(_)
+            | Error::EndOfObject { .. } => Concerns::Object,
             Error::Bypass { reason, .. } => match reason {
                 BypassReason::Draining | BypassReason::Overloaded => Concerns::Worker,
                 BypassReason::NoSpace | BypassReason::NoGrant => Concerns::Block,
@@ -668,12 +671,11 @@ impl From<Error> for Trouble {
             | Error::Timeout { .. }
             | Error::Protocol(_)
             | Error::Io { .. } => Concerns::Worker,
-            Error::EndOfObject { .. } => Concerns::Object,
         };
         let mut reason = error.to_string();
         match &error {
             Error::ObjectChanged { .. } => {
-                reason = format!("{reason} (it changed since it was listed: run this again)")
+                reason = format!("{reason} (it changed since it was listed: run this again)");
             }
             Error::Bypass {
                 reason: BypassReason::NoSpace,

@@ -159,8 +159,10 @@ impl Described {
             rows.push(("store", format!("{name} ({scheme}, {identity})")));
         }
         let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-        rows.iter()
+        let lines: Vec<_> = rows
+            .iter()
             .map(|(name, value)| format!("{name:width$}  {value}\n"))
-            .collect()
+            .collect();
+        lines.concat()
     }
 }
