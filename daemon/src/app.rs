@@ -284,6 +284,7 @@ impl App {
         socket.remove();
         server.drain(config.admin.drain_timeout).await;
         context.filler.stop().await;
+        context.loads.stop().await;
         if let Err(error) = recovery.await {
             warn!(%error, "the recovery scan did not end well");
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cachelet_tests::{
     Bucket, Cluster, ClusterBuilder, FaultProxy, Finished, Process, ProcessBuilder, S3Server, StoredObject,
-    wait_until,
+    Worker, wait_until,
 };
 use http::Method;
 use nix::sys::signal::Signal;
@@ -156,17 +156,20 @@ fn heads(proxy: &FaultProxy, bucket: &Bucket) -> usize {
     requests(proxy, bucket, &Method::HEAD)
 }
 
-/// Bytes that the workers sent to anybody who reads.
-fn sent_to_readers(cluster: &mut Cluster, node: usize) -> u64 {
-    let metrics = cluster.worker(node).metrics();
+/// A counter of a worker's metrics.
+fn counted(worker: &Worker, sample: &str) -> u64 {
+    let metrics = worker.metrics();
+    let value = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+    value.map_or(0, |value| value.parse().expect("a number"))
+}
+
+/// Bytes that a worker sent to anybody who reads.
+fn sent_to_readers(worker: &Worker) -> u64 {
     ["local", "inline", "remote", "pass_through"]
         .iter()
-        .filter_map(|path| {
-            let sample = format!("cachelet_read_bytes_total{{path=\"{path}\"}} ");
-            metrics
-                .lines()
-                .find_map(|line| line.strip_prefix(&sample)?.parse::<u64>().ok())
-        })
+        .map(|path| counted(worker, &format!("cachelet_read_bytes_total{{path=\"{path}\"}}")))
         .sum()
 }
 
@@ -214,7 +217,7 @@ fn a_loaded_table_is_where_it_belongs_came_from_the_origin_once_and_is_read_with
     wait_until_placed(&cluster, &table, &expected);
     for node in 0..2 {
         assert_eq!(
-            sent_to_readers(&mut cluster, node),
+            sent_to_readers(cluster.worker(node)),
             0,
             "no byte went anywhere else"
         );
@@ -422,6 +425,33 @@ fn however_much_is_asked_for_a_worker_sends_the_origin_four_requests_of_loads_at
     assert_eq!(proxy.traffic().data_bytes, bytes(&SIZES));
     let most = proxy.most_under_way();
     assert!((2..=4).contains(&most), "{most} requests were under way at once");
+}
+
+#[test]
+fn an_origin_that_is_slow_beyond_an_answers_time_gets_no_more_requests_for_it() {
+    const SIZES: [u64; 1] = [64 * MIB];
+    let (bucket, proxy, cluster) = behind_proxy();
+    let mut cluster = cluster.start();
+    table(&bucket, "t/", &SIZES);
+    let hold = proxy.hold();
+    let mut process = command(&cluster)
+        .args([
+            "load",
+            &format!("s3://{}/t/", bucket.name()),
+            "--concurrency",
+            "64",
+        ])
+        .start(&cluster.dir().join("logs"));
+    // 16 steps, each answered after some seconds without a page, and asked for again.
+    process.wait_until(PATIENCE, "every step was asked for three times", || {
+        counted(cluster.worker(0), "cachelet_requests_total{request=\"load\"}") >= 3 * 16
+    });
+    // Fewer where the daemon has just given one up, to try again.
+    let waiting = hold.waiting();
+    assert!(waiting <= 4, "{waiting} requests wait at the origin");
+    drop(hold);
+    let status = process.wait_for_exit(PATIENCE);
+    assert!(status.success(), "{}", process.log());
 }
 
 #[test]
