@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cachelet_protocol::ids::{Generation, ObjectPath, StoreFingerprint};
-use cachelet_protocol::wire::{OPEN_NO_DATA, OPEN_NO_GRANT, Open, StoreRef};
+use cachelet_protocol::wire::{Free, Freed, OPEN_NO_DATA, OPEN_NO_GRANT, Open, StoreRef};
 
 use crate::deadline::{Deadline, RequestTimeout};
 use crate::error::Error;
@@ -235,6 +235,12 @@ impl Client {
         let deadline = self.shared.timeout.begin();
         let session = self.shared.session(deadline)?;
         session.invalidate(StoreRef { fingerprint }, path, deadline)
+    }
+
+    /// Asks the daemon to forget an object, or all whose keys begin alike; says what it forgot, or would forget.
+    pub fn free(&self, free: &Free) -> Result<Freed, Error> {
+        let deadline = self.shared.timeout.begin();
+        self.shared.session(deadline)?.free(free, deadline)
     }
 
     /// What the daemon fetched because of the present session, since that began; `None` from a daemon that is too old

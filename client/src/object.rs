@@ -282,6 +282,17 @@ impl Object {
         Ok(())
     }
 
+    /// Has the daemon bring in a range that nobody reads yet, at the lowest priority, and sends no byte of it here. The
+    /// answer comes within seconds, with how many bytes of the range are cached by then: whoever wants the rest asks again.
+    pub fn load(&self, range: Range<u64>) -> Result<u64, Error> {
+        let range = range.start..range.end.min(self.size_bytes());
+        let mut present = 0;
+        for (block, part) in self.inner.table.block_size().split(range) {
+            present += self.inner.load(&self.shared, block, part)?;
+        }
+        Ok(present)
+    }
+
     /// Asks the daemon to bring in a range that will be read soon. Never waits; dropped where the connection is busy.
     pub fn prefetch(&self, range: Range<u64>) {
         self.ask_ahead(range.start..range.end.min(self.size_bytes()));

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use cachelet_protocol::block::{BlockIndex, BlockSize, PAGE_BYTES, PageSet};
 use cachelet_protocol::ids::{FileId, Handle, NodeName, ObjectPath, SessionId, WorkerUuid};
 use cachelet_protocol::wire::{
-    self, Code, Fill, GrantStatus, Hello, Invalidate, Open, Opened, Priority, READ_VERIFY, Role, StoreRef,
-    Tally, VERSION, Welcome,
+    self, Code, FEATURE_LOAD, FEATURES, Fill, Free, Freed, GrantStatus, Hello, Invalidate, Open, Opened,
+    Priority, READ_VERIFY, Role, StoreRef, Tally, VERSION, Welcome,
 };
 
 use self::control::Control;
@@ -47,6 +47,8 @@ pub struct WorkerInfo {
     pub grants: GrantStatus,
     /// Why it does not; empty when it does.
     pub grants_disabled_reason: String,
+    /// Whether it brings in what nobody reads yet ([`Object::load`](crate::Object::load)).
+    pub loads: bool,
 }
 
 /// What the daemon fetched because of this session, since it began.
@@ -176,7 +178,12 @@ impl Session {
             block_bytes: self.welcome.block_bytes,
             grants: self.welcome.grants,
             grants_disabled_reason: self.welcome.grants_disabled_reason.clone(),
+            loads: self.loads(),
         }
+    }
+
+    fn loads(&self) -> bool {
+        self.welcome.features & FEATURE_LOAD != 0
     }
 
     pub(crate) fn control(&self) -> &Arc<Control> {
@@ -246,6 +253,36 @@ impl Session {
             }),
             Reply::Granted(descriptor) => Ok(Filled::Granted(descriptor)),
             other => Err(self.violated(unexpected("a fill", &other))),
+        }
+    }
+
+    /// Has pages brought in that nobody reads; those that are present when the answer comes, which may be before all are.
+    pub(crate) fn load(
+        &self,
+        handle: Handle,
+        block: BlockIndex,
+        pages: PageSet,
+        deadline: Deadline,
+    ) -> Result<PageSet, Error> {
+        if !self.loads() {
+            let Welcome { node, daemon, .. } = &self.welcome;
+            return Err(Error::Failed {
+                code: Code::Unsupported,
+                message: format!(
+                    "the worker of node {node} runs version {daemon}, which cannot load; update it"
+                ),
+            });
+        }
+        let fill = Fill {
+            handle,
+            block,
+            file_id: FileId(0),
+            pages,
+            priority: Priority::Load,
+        };
+        match self.call("a load", deadline, |request| wire::encode(&fill, 0, request))? {
+            Reply::Ready(ready) => Ok(ready.present),
+            other => Err(self.violated(unexpected("a load", &other))),
         }
     }
 
@@ -326,6 +363,15 @@ impl Session {
         }
     }
 
+    pub(crate) fn free(&self, free: &Free, deadline: Deadline) -> Result<Freed, Error> {
+        match self.call("forgetting objects", deadline, |request| {
+            wire::encode(free, 0, request)
+        })? {
+            Reply::Freed(freed) => Ok(freed),
+            other => Err(self.violated(unexpected("a free", &other))),
+        }
+    }
+
     /// What the daemon fetched because of this session; `None` if it is too old to tell.
     pub(crate) fn tally(&self, deadline: Deadline) -> Result<Option<FilledBytes>, Error> {
         match self.call("asking for the session's tally", deadline, |request| {
@@ -377,7 +423,7 @@ fn hello(identity: &Identity, token: &str) -> Hello {
     Hello {
         min_version: VERSION,
         max_version: VERSION,
-        features: 0,
+        features: FEATURES,
         role: Role::Control,
         session: SessionId(0),
         session_secret: [0; 16],
@@ -396,6 +442,7 @@ fn unexpected(request: &str, reply: &Reply) -> Error {
         Reply::Granted(_) => "a grant",
         Reply::Ready(_) => "a ready",
         Reply::Invalidated(_) => "an invalidation",
+        Reply::Freed(_) => "what was forgotten",
         Reply::Tallied(_) => "a tally",
     };
     Error::Protocol(format!("{request} was answered with {kind}"))

@@ -25,7 +25,7 @@ use crate::metrics::{
 };
 use crate::origin::{self, Store, Stores, TrafficStatus};
 use crate::report::{BlockChange, Holders, Reporter};
-use crate::serve::{Context, Limits, LocalSocket, Server, SessionTable, SocketError};
+use crate::serve::{Context, Limits, Loads, LocalSocket, Server, SessionTable, SocketError};
 use crate::store::{self, BlockStore, DiskChange, DiskState, Event, GrantPolicy};
 use crate::upkeep;
 
@@ -170,6 +170,7 @@ impl App {
             filler,
             metrics,
             sessions: SessionTable::default(),
+            loads: Loads::default(),
             limits,
             service_address: config
                 .locality
@@ -284,6 +285,7 @@ impl App {
         socket.remove();
         server.drain(config.admin.drain_timeout).await;
         context.filler.stop().await;
+        context.loads.stop().await;
         if let Err(error) = recovery.await {
             warn!(%error, "the recovery scan did not end well");
         }

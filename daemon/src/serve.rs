@@ -3,11 +3,15 @@
 //! * [`socket`]: the UUID-named domain socket.
 //! * [`session`]: who is connected, what they opened and hold.
 //! * [`control`]: a session's control connection: `Open`, `Fill`, grants.
+//! * [`load`]: fills that nobody reads yet.
+//! * [`free`]: forgetting what is cached.
 //! * [`data`]: inline bytes, for a session's data connections and for peers.
 //! * [`refusal`]: how failures of the parts become `Bypass` and `Failed`.
 
 mod control;
 mod data;
+mod free;
+mod load;
 mod refusal;
 mod session;
 mod socket;
@@ -34,6 +38,7 @@ use crate::metrics::Metrics;
 use crate::origin::Stores;
 use crate::store::BlockStore;
 
+pub use load::Loads;
 pub use session::SessionTable;
 pub use socket::{LocalSocket, SocketError, Swept, remove_stale};
 
@@ -59,6 +64,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Who is connected.
     pub sessions: SessionTable,
+    /// The turns of fills that nobody reads yet.
+    pub loads: Loads,
     /// What sessions are told and held to.
     pub limits: Limits,
     /// `host:port` of the locality service's HTTP side; empty: none.

@@ -82,6 +82,7 @@ pub use format::{CRC_OFFSET, DATA_OFFSET, Damage, HEADER_CHARGE, check_header, w
 pub use grant::{Grant, GrantStatus};
 pub use health::{DiskChange, DiskState, DiskStatus};
 pub use recovery::Recovery;
+pub use retire::{Forget, Forgotten};
 pub use scrub::ScrubPosition;
 pub use status::{BlockStatus, LedgerSnapshot};
 pub use wipe::{Wiped, wipe};

@@ -9,11 +9,13 @@ use bytesize::ByteSize;
 use cachelet_protocol::ids::{Etag, NodeName, ObjectPath};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::place::Place;
+
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 64 wrong arguments or configuration, 66 no such object, 69 no daemon or service reachable,
 70 internal failure, 75 may work if tried again, 77 access denied.";
 
-/// Reads, locates and inspects objects that Cachelet caches, and runs a cluster on one machine.
+/// Reads, locates, loads and inspects objects that Cachelet caches, and runs a cluster on one machine.
 #[derive(Debug, Parser)]
 #[command(name = "cachelet", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"), infer_subcommands = true)]
 pub(crate) struct Arguments {
@@ -31,6 +33,8 @@ Examples:
       Read an object through this node's daemon, and say where its bytes came from.
   cachelet locate s3://lake/table/part-0.parquet
       Which nodes hold its blocks.
+  cachelet load s3://lake/table/ --token-file secret
+      Warm a table on the nodes where its blocks belong; `cachelet free` throws it out again.
   cachelet status --watch
       The workers, what they hold and how they are used, once a second.";
 
@@ -49,10 +53,10 @@ pub(crate) struct Common {
         default_value = cachelet_client::DEFAULT_SOCKET_DIR
     )]
     pub(crate) socket_dir: PathBuf,
-    /// Read from this worker over TCP instead of this node's daemon: tcp://ADDRESS:PORT.
+    /// Ask this worker over TCP instead of this node's daemon: tcp://ADDRESS:PORT.
     #[arg(long, global = true, value_name = "tcp://IP:PORT", value_parser = parse_worker, requires = "token_file")]
     pub(crate) worker: Option<SocketAddr>,
-    /// File with the cluster's shared secret, for --worker.
+    /// File with the cluster's shared secret, for --worker, load and free.
     #[arg(long, global = true, env = "CACHELET_TOKEN_FILE", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// Address of the locality service's HTTP side. Default: what this node's daemon says.
@@ -84,7 +88,13 @@ pub(crate) enum Command {
     /// Show which nodes hold the blocks of objects, as schedulers ask for it.
     #[command(after_help = LOCATE_EXAMPLES)]
     Locate(Locate),
-    /// Show the workers of the cluster.
+    /// Bring objects into the cache before they are read, on the nodes where their blocks belong.
+    #[command(after_help = format!("{LOAD_EXAMPLES}\n\n{EXIT_CODES}"))]
+    Load(Load),
+    /// Throw objects out of the cache, on every node. The store keeps them; readers go on with what they hold.
+    #[command(after_help = format!("{FREE_EXAMPLES}\n\n{EXIT_CODES}"))]
+    Free(Free),
+    /// Show the workers of the cluster, or one of them in full.
     Status(Status),
     /// Run a whole cluster on this machine until Ctrl-C: the locality service and workers on 127.0.0.2, 127.0.0.3, ...
     #[command(after_help = format!("{DEV_EXAMPLES}\n\n{EXIT_CODES}"))]
@@ -111,6 +121,33 @@ Examples:
   cachelet locate s3://lake/table/part-0.parquet --candidates node-1,node-2
       Only these nodes count, as if the application ran on them; where none holds a block, the one planned for it.";
 
+const LOAD_EXAMPLES: &str = "\
+Examples:
+  cachelet load s3://lake/tables/orders/ --token-file secret
+      Every object beneath the prefix, each block on the node that schedulers are told of. What is there already is left alone.
+  cachelet load s3://lake/tables/orders/ --token-file secret --dry-run
+      What that would be, by node.
+  cachelet load s3://lake/a.parquet s3://lake/b.parquet --replication 2 --nodes node-1,node-2
+      Two objects, both on two nodes.
+  cachelet load s3://lake/tables/ --bandwidth 200MB/s --output json --token-file secret
+      For a job before the morning's queries: a bounded rate, and one JSON object at the end.
+
+The workers fetch the bytes themselves; none come here. They are asked over TCP, with the cluster's secret in --token-file
+(this node's alone also over its socket). A prefix is listed with your own credentials (AWS_* variables, --endpoint,
+--region), and the etags and sizes of that listing are what is loaded: what you may not read is not loaded.
+
+Ctrl-C stops it; what is loaded by then stays, and the same command goes on from there.";
+
+const FREE_EXAMPLES: &str = "\
+Examples:
+  cachelet free s3://lake/tables/orders/ --token-file secret
+      Every worker forgets all objects beneath the prefix, in all their generations.
+  cachelet free s3://lake/tables/orders/part-0.parquet --dry-run --token-file secret
+      How much of one object which node would forget.
+
+No right to read is needed, nor that the objects still exist. Workers are asked over TCP, with the cluster's secret in
+--token-file (this node's alone also over its socket).";
+
 const DEV_EXAMPLES: &str = "\
 Examples:
   cachelet dev --store file --root /data
@@ -130,12 +167,59 @@ pub(crate) struct Access {
     /// The size in bytes that goes with --etag.
     #[arg(long, requires = "etag", value_name = "BYTES")]
     pub(crate) size: Option<u64>,
-    /// The store's endpoint, where you are asked to prove that you may read the object.
+    #[command(flatten)]
+    pub(crate) origin: Origin,
+}
+
+/// Where the store is, for what is asked of it with your own credentials.
+#[derive(Debug, Args)]
+pub(crate) struct Origin {
+    /// The store's endpoint, where you are asked to prove that you may read an object, and where prefixes are listed.
     #[arg(long, env = "AWS_ENDPOINT_URL", value_name = "URL")]
     pub(crate) endpoint: Option<String>,
     /// The store's region, for the same.
     #[arg(long, env = "AWS_REGION", value_name = "REGION")]
     pub(crate) region: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Load {
+    /// Objects (s3://bucket/key), or all beneath a prefix (s3://bucket/prefix/).
+    #[arg(required = true, value_name = "PATH|PREFIX/")]
+    pub(crate) places: Vec<Place>,
+    /// Take every path for a prefix, as if it ended with a slash.
+    #[arg(long)]
+    pub(crate) recursive: bool,
+    /// How many nodes are to hold each block. The second copy comes from the first, not from the store.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub(crate) replication: u8,
+    /// Only these nodes are loaded. Default: all.
+    #[arg(long, value_delimiter = ',', value_name = "NODE,...")]
+    pub(crate) nodes: Vec<NodeName>,
+    /// The most to ask for in a second, over all nodes, such as 200MB/s. Default: no limit.
+    #[arg(long, value_name = "BYTES/s", value_parser = parse_bandwidth)]
+    pub(crate) bandwidth: Option<ByteSize>,
+    /// Requests of at most 8 MiB under way at each node. A worker takes up four of them at a time, whoever sent them.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) concurrency: u8,
+    /// Say what would be loaded where, and load nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) origin: Origin,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Free {
+    /// Objects (s3://bucket/key), or all beneath a prefix (s3://bucket/prefix/), whether or not the store still has them.
+    #[arg(required = true, value_name = "PATH|PREFIX/")]
+    pub(crate) places: Vec<Place>,
+    /// Take every path for a prefix, as if it ended with a slash.
+    #[arg(long)]
+    pub(crate) recursive: bool,
+    /// Say what would be forgotten, and forget nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -178,6 +262,9 @@ pub(crate) struct Locate {
 
 #[derive(Debug, Args)]
 pub(crate) struct Status {
+    /// Show this node's worker in full: what it holds, reserves and still has to give back, what is on its way, its stores.
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: Option<NodeName>,
     /// Show it again every so many seconds, until Ctrl-C.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1")]
     pub(crate) watch: Option<u32>,
@@ -299,6 +386,26 @@ impl std::str::FromStr for ByteRange {
     }
 }
 
+/// `200MB/s`; the time may be left out.
+fn parse_bandwidth(text: &str) -> Result<ByteSize, String> {
+    let expected =
+        || format!("{text:?} is no bandwidth: expected bytes a second, such as 200MB/s or 1.5GiB/s");
+    let bytes: ByteSize = text
+        .strip_suffix("/s")
+        .unwrap_or(text)
+        .parse()
+        .map_err(|_| expected())?;
+    if bytes.as_u64() < MIN_BANDWIDTH {
+        return Err(format!(
+            "{text:?} is too little: pages have 1 MiB, and 64KiB/s brings one in 16 seconds"
+        ));
+    }
+    Ok(bytes)
+}
+
+/// Below this a single page takes longer than anybody waits for it.
+const MIN_BANDWIDTH: u64 = 64 << 10;
+
 fn parse_worker(text: &str) -> Result<SocketAddr, String> {
     let expected = || format!("{text:?} is no worker: expected tcp://IP:PORT");
     text.strip_prefix("tcp://")
@@ -328,6 +435,16 @@ mod tests {
         assert_eq!(range("100-"), None);
         for bad in ["", "5", "5-4", "a-b", "--5", "-"] {
             assert!(bad.parse::<ByteRange>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bandwidth_is_bytes_a_second() {
+        assert_eq!(parse_bandwidth("200MB/s"), Ok(ByteSize::mb(200)));
+        assert_eq!(parse_bandwidth("1.5GiB/s"), Ok(ByteSize::mib(1536)));
+        assert_eq!(parse_bandwidth("64KiB"), Ok(ByteSize::kib(64)));
+        for bad in ["", "fast", "0", "1KB/s", "10MB/m", "-5MB/s"] {
+            assert!(parse_bandwidth(bad).is_err(), "{bad}");
         }
     }
 

@@ -36,6 +36,11 @@ pub(crate) fn client(common: &Common, verify_reads: bool) -> Result<Client, Fail
 
 fn token(file: Option<&Path>) -> Result<String, Failure> {
     let file = file.ok_or_else(|| Failure::usage("--worker needs --token-file with the cluster's secret"))?;
+    read_token(file)
+}
+
+/// The cluster's secret.
+pub(crate) fn read_token(file: &Path) -> Result<String, Failure> {
     let token = std::fs::read_to_string(file)
         .map_err(|error| Failure::io(format_args!("reading --token-file {}", file.display()), &error))?;
     Ok(token.trim().to_owned())
@@ -72,7 +77,11 @@ pub(crate) fn open(
         Err(error) => return Err(error.into()),
         Ok(object) => return Ok(object),
     }
-    request.generation = Some(proof::generation(path, access)?);
+    request.generation = Some(proof::generation(
+        path,
+        &access.origin,
+        "pass --etag and --size instead",
+    )?);
     client.open(&request).map_err(|error| match error {
         error @ Error::Bypass { .. } => Failure::new(Kind::Unavailable, format!("reading {path}: {error}")),
         error => error.into(),

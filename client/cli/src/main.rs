@@ -1,12 +1,18 @@
-//! `cachelet`: read, locate and inspect cached objects, and run a cluster on one machine.
+//! `cachelet`: read, locate, load and inspect cached objects, and run a cluster on one machine.
 
 mod arguments;
 mod cat;
 mod connect;
 mod dev;
 mod failure;
+mod fleet;
+mod free;
+mod interrupt;
+mod load;
 mod locate;
 mod output;
+mod place;
+mod progress;
 mod proof;
 mod service;
 mod stat;
@@ -44,6 +50,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Cat(cat) => cat::run(common, &cat),
         Command::Stat(stat) => stat::run(common, &stat),
         Command::Locate(locate) => locate::run(common, &locate),
+        Command::Load(load) => load::run(common, &load),
+        Command::Free(free) => free::run(common, free),
         Command::Status(status) => status::run(common, &status),
         Command::Dev(dev) => dev::run(common, &dev),
         Command::DevChild(child) => Err(dev::child::become_child(&child)),

@@ -62,6 +62,12 @@ pub(crate) struct Worker {
     pub(crate) node: String,
     pub(crate) uuid: String,
     pub(crate) state: String,
+    /// `host:port` of its TCP side; empty: off.
+    #[serde(default)]
+    pub(crate) data_address: String,
+    /// `host:port` of its admin side; empty: off.
+    #[serde(default)]
+    pub(crate) admin_address: String,
     pub(crate) capacity_bytes: u64,
     pub(crate) used_bytes: u64,
     pub(crate) blocks: u64,
@@ -164,6 +170,26 @@ impl Service {
         self.answer(&url, sent)
     }
 
+    /// What a worker says of itself, asked at its admin side.
+    pub(crate) fn worker_status(&self, node: &str) -> Result<Value, Failure> {
+        let url = self.status_page();
+        let unavailable = |error: ureq::Error| {
+            let message = format!(
+                "asking the worker of node {node} at {url} failed: {error}; is its admin side reachable from here?"
+            );
+            Failure::new(Kind::Unavailable, message)
+        };
+        let mut response = self.agent.get(&url).call().map_err(unavailable)?;
+        if !response.status().is_success() {
+            let message = format!(
+                "the worker of node {node} answered {} at {url}",
+                response.status()
+            );
+            return Err(Failure::new(Kind::Temporary, message));
+        }
+        response.body_mut().read_json().map_err(unavailable)
+    }
+
     /// Whether a health address answers 200.
     pub(crate) fn answers(&self, path: &str) -> bool {
         let url = format!("{}{path}", self.base);
@@ -209,9 +235,19 @@ impl Service {
 
 /// Reads part of an answer into its type.
 pub(crate) fn part<T: serde::de::DeserializeOwned>(answer: &Value, name: &str) -> Result<T, Failure> {
-    serde_json::from_value(answer[name].clone()).map_err(|error| {
-        let message =
-            format!("the locality service's {name:?} is not understood: {error}; are versions mixed?");
+    whole(
+        answer[name].clone(),
+        format_args!("the locality service's {name:?}"),
+    )
+}
+
+/// Reads an answer into its type.
+pub(crate) fn whole<T: serde::de::DeserializeOwned>(
+    answer: Value,
+    what: impl std::fmt::Display,
+) -> Result<T, Failure> {
+    serde_json::from_value(answer).map_err(|error| {
+        let message = format!("{what} is not understood: {error}; are versions mixed?");
         Failure::new(Kind::Internal, message)
     })
 }

@@ -1,4 +1,6 @@
-//! `cachelet status`: the workers of the cluster.
+//! `cachelet status`: the workers of the cluster, or one of them in full.
+
+mod node;
 
 use std::time::Duration;
 
@@ -10,16 +12,19 @@ use crate::service::{Service, Worker, part};
 pub(crate) fn run(common: &Common, status: &Status) -> Result<(), Failure> {
     let service = Service::find(common)?;
     let Some(seconds) = status.watch else {
-        return once(common, &service, "");
+        return once(common, status, &service, "");
     };
     loop {
         // Home, and clear what is below: nothing flickers.
-        once(common, &service, "\x1b[H\x1b[J")?;
+        once(common, status, &service, "\x1b[H\x1b[J")?;
         std::thread::sleep(Duration::from_secs(u64::from(seconds.max(1))));
     }
 }
 
-fn once(common: &Common, service: &Service, before: &str) -> Result<(), Failure> {
+fn once(common: &Common, status: &Status, service: &Service, before: &str) -> Result<(), Failure> {
+    if let Some(node) = &status.node {
+        return node::run(common, service, node.as_str(), before);
+    }
     let answer = service.nodes()?;
     if common.output == Output::Json {
         return output::print_json(&answer);
@@ -69,6 +74,8 @@ mod tests {
             node: node.into(),
             uuid: "u".into(),
             state: "ready".into(),
+            data_address: String::new(),
+            admin_address: String::new(),
             capacity_bytes: 1 << 30,
             used_bytes: 5 << 20,
             blocks: 3,

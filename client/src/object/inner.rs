@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
-use cachelet_protocol::block::{BlockIndex, BlockSize, CHUNK_BYTES, PageSet};
+use cachelet_protocol::block::{BlockIndex, BlockSize, CHUNK_BYTES, PAGE_BYTES, PageIndex, PageSet};
 use cachelet_protocol::ids::{Generation, Handle};
 use cachelet_protocol::wire::{Code, OPEN_NO_DATA, Open, Opened};
 
@@ -532,6 +532,19 @@ impl Inner {
                 result => return result.map_err(|error| error.about(&self.key.path, Some(&self.generation))),
             }
         }
+    }
+
+    /// Has the daemon bring in a range of one block that nobody reads; how many bytes of it are cached by then.
+    pub(super) fn load(&self, shared: &Shared, block: BlockIndex, range: Range<u64>) -> Result<u64, Error> {
+        let wanted = PageSet::covering(range.clone());
+        let present = self.with_session(shared, |session, handle, deadline| {
+            session.load(handle, block, wanted, deadline)
+        })?;
+        let within = |page: PageIndex| {
+            let start = page.start().max(range.start);
+            (page.start() + PAGE_BYTES).min(range.end).saturating_sub(start)
+        };
+        Ok(present.intersection(wanted).iter().map(within).sum())
     }
 
     /// Asks the daemon to bring in pages of one block that nobody waits for yet. Never waits.

@@ -408,6 +408,7 @@ impl Control {
             (Message::Opened(opened), None) => Part::Opened(opened),
             (Message::Ready(ready), None) => Part::Reply(Reply::Ready(ready)),
             (Message::Invalidated(invalidated), None) => Part::Reply(Reply::Invalidated(invalidated)),
+            (Message::Freed(freed), None) => Part::Reply(Reply::Freed(freed)),
             (Message::Tallied(tallied), None) => Part::Reply(Reply::Tallied(tallied)),
             (
                 Message::Hello(_)
@@ -418,6 +419,7 @@ impl Control {
                 | Message::Ack(_)
                 | Message::Release(_)
                 | Message::Invalidate(_)
+                | Message::Free(_)
                 | Message::Tally(_),
                 None,
             ) => return Err(Error::Protocol(format!("a {kind:?} message from the daemon"))),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cachelet_protocol::wire::{
-    FOLLOWS_NOTHING, Granted, Invalidated, Opened, Ready, RequestId, Tallied, Welcome,
+    FOLLOWS_NOTHING, Freed, Granted, Invalidated, Opened, Ready, RequestId, Tallied, Welcome,
 };
 
 use crate::deadline::Deadline;
@@ -44,6 +44,7 @@ pub(crate) enum Reply {
     Granted(Descriptor),
     Ready(Ready),
     Invalidated(Invalidated),
+    Freed(Freed),
     Tallied(Tallied),
 }
 

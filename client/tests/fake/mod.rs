@@ -30,8 +30,9 @@ use cachelet_protocol::ids::{
 use cachelet_protocol::integrity::crc32c;
 use cachelet_protocol::wire::{
     self, Bypass, BypassReason, Code, FLAG_DESCRIPTOR, FLAG_MORE, FOLLOWS_DATA, FOLLOWS_GRANT,
-    FOLLOWS_NOTHING, Failed, FrameHeader, FrameKind, GrantStatus, Granted, HEADER_BYTES, Invalidated,
-    Message, OPEN_NO_DATA, OPEN_NO_GRANT, Opened, Payload, Ready, RequestId, Role, Tallied, Welcome,
+    FOLLOWS_NOTHING, FREE_DRY_RUN, FREE_PREFIX, Failed, FrameHeader, FrameKind, Freed, GrantStatus, Granted,
+    HEADER_BYTES, Invalidated, Message, OPEN_NO_DATA, OPEN_NO_GRANT, Opened, Payload, Priority, Ready,
+    RequestId, Role, Tallied, Welcome,
 };
 
 pub(crate) const DATA_OFFSET: u64 = 64 << 10;
@@ -78,6 +79,7 @@ pub(crate) struct Model {
     pub(crate) objects: HashMap<ObjectPath, ModelObject>,
     pub(crate) blocks: HashMap<(ObjectPath, BlockIndex), BlockFile>,
     pub(crate) worker: WorkerUuid,
+    pub(crate) features: u64,
     next_file: u64,
 }
 
@@ -299,6 +301,7 @@ impl FakeDaemon {
             objects: HashMap::new(),
             blocks: HashMap::new(),
             worker: WorkerUuid::from_bytes([7; 16]),
+            features: wire::FEATURES,
             next_file: 0,
         };
         Self::start_in(Arc::new(tempfile::tempdir().unwrap()), "worker-a", model)
@@ -541,7 +544,7 @@ fn answer_well(state: &Arc<State>, replier: &mut Replier, request: RequestId, me
             }
             let welcome = Welcome {
                 version: 1,
-                features: 0,
+                features: model.features,
                 daemon: "fake".into(),
                 node: NodeName::new("node-1").unwrap(),
                 worker: model.worker,
@@ -614,7 +617,7 @@ fn answer_well(state: &Arc<State>, replier: &mut Replier, request: RequestId, me
             if request == 0 {
                 return;
             }
-            if granted.file_id == fill.file_id {
+            if granted.file_id == fill.file_id || fill.priority == Priority::Load {
                 let ready = Ready {
                     file_id: granted.file_id,
                     present: granted.present,
@@ -646,6 +649,34 @@ fn answer_well(state: &Arc<State>, replier: &mut Replier, request: RequestId, me
             model.blocks.retain(|(path, _), _| *path != invalidate.path);
             let blocks = (before - model.blocks.len()) as u32;
             replier.send(&Invalidated { blocks }, request);
+        }
+        Message::Free(free) => {
+            let prefix = free.flags & FREE_PREFIX != 0;
+            let wanted = |path: &ObjectPath| {
+                let key = path.key.as_str();
+                path.bucket == free.bucket
+                    && if prefix {
+                        key.starts_with(&free.key)
+                    } else {
+                        key == free.key
+                    }
+            };
+            let found: Vec<_> = model
+                .blocks
+                .keys()
+                .filter(|(path, _)| wanted(path))
+                .cloned()
+                .collect();
+            let objects: HashSet<_> = found.iter().map(|(path, _)| path).collect();
+            let freed = Freed {
+                objects: objects.len() as u64,
+                blocks: found.len() as u64,
+                bytes: found.len() as u64,
+            };
+            if free.flags & FREE_DRY_RUN == 0 {
+                model.blocks.retain(|(path, _), _| !wanted(path));
+            }
+            replier.send(&freed, request);
         }
         Message::Tally(_) => {
             let tallied = Tallied {

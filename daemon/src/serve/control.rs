@@ -9,8 +9,8 @@ use cachelet_protocol::block::PageSet;
 use cachelet_protocol::ids::{Generation, Handle, ObjectName};
 use cachelet_protocol::wire::{
     BypassReason, Code, FLAG_DESCRIPTOR, FOLLOWS_DATA, FOLLOWS_GRANT, FOLLOWS_NOTHING, Fill, FrameHeader,
-    FrameKind, Granted, HEADER_BYTES, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA, OPEN_NO_GRANT,
-    Open, Opened, Priority, Ready, RequestId, StoreRef, Tallied, Used, encode,
+    FrameKind, Free, Granted, HEADER_BYTES, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA,
+    OPEN_NO_GRANT, Open, Opened, Priority, Ready, RequestId, StoreRef, Tallied, Used, encode,
 };
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -53,7 +53,7 @@ pub(super) async fn run(
     };
     tracing::debug!(session = %session.id, client = hello.client, application = hello.application, "session began");
     writer
-        .send(&encode(&welcome(context, &session), 0, request))
+        .send(&encode(&welcome(context, &session, hello.features), 0, request))
         .await?;
     let connection = Connection {
         context,
@@ -94,6 +94,7 @@ enum Request {
     Open(Box<Open>),
     Fill(Fill),
     Invalidate(Invalidate),
+    Free(Box<Free>),
     Tally,
 }
 
@@ -123,6 +124,7 @@ impl Connection<'_> {
             Some(Message::Open(open)) => return Ok(Some(Request::Open(Box::new(open)))),
             Some(Message::Fill(fill)) => return Ok(Some(Request::Fill(fill))),
             Some(Message::Invalidate(invalidate)) => return Ok(Some(Request::Invalidate(invalidate))),
+            Some(Message::Free(free)) => return Ok(Some(Request::Free(Box::new(free)))),
             Some(Message::Tally(_)) => return Ok(Some(Request::Tally)),
             Some(Message::Used(used)) => self.used(&used),
             Some(Message::Ack(ack)) => self.session.end_grants(ack.count),
@@ -145,6 +147,7 @@ impl Connection<'_> {
             Request::Open(open) => self.open(request, *open).await,
             Request::Fill(fill) => self.fill(request, &fill).await,
             Request::Invalidate(invalidate) => self.invalidate(request, &invalidate).await,
+            Request::Free(free) => self.free(request, *free).await,
             Request::Tally => self.tally(request).await,
         };
         match answered {
@@ -240,7 +243,10 @@ impl Connection<'_> {
     }
 
     async fn fill(self, request: RequestId, fill: &Fill) -> Result<(), Answer> {
-        self.context.metrics.count_request("fill");
+        let load = fill.priority == Priority::Load;
+        self.context
+            .metrics
+            .count_request(if load { "load" } else { "fill" });
         let object = self
             .session
             .object(fill.handle)
@@ -257,6 +263,19 @@ impl Connection<'_> {
                 fill.block
             );
             return Err(Refusal::failed(Code::InvalidRequest, message).into());
+        }
+        if load {
+            if request == 0 {
+                let message = "a load without a request id has nobody to tell how far it came";
+                return Err(Refusal::failed(Code::InvalidRequest, message).into());
+            }
+            let ready = super::load::load(self.context, &object, fill.block, wanted).await?;
+            return Ok(self
+                .session
+                .writer
+                .send(&encode(&ready, 0, request))
+                .await
+                .map_err(Broken::from)?);
         }
         if fill.priority == Priority::Readahead {
             self.context
@@ -374,6 +393,17 @@ impl Connection<'_> {
             .map_err(Broken::from)?)
     }
 
+    async fn free(self, request: RequestId, free: Free) -> Result<(), Answer> {
+        self.context.metrics.count_request("free");
+        let freed = super::free::free(self.context, self.session, free).await?;
+        Ok(self
+            .session
+            .writer
+            .send(&encode(&freed, 0, request))
+            .await
+            .map_err(Broken::from)?)
+    }
+
     async fn tally(self, request: RequestId) -> Result<(), Answer> {
         self.context.metrics.count_request("tally");
         let tally = &self.session.tally;
@@ -418,7 +448,7 @@ impl From<Broken> for Answer {
     }
 }
 
-fn find_store(
+pub(super) fn find_store(
     context: &Context,
     bucket: &cachelet_protocol::ids::BucketName,
     scheme: cachelet_protocol::ids::Scheme,

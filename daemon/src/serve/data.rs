@@ -87,7 +87,7 @@ pub(super) async fn run(
     };
     writer.stream().enlarge_send_buffer();
     writer
-        .send(&encode(&welcome(context, &session), 0, request))
+        .send(&encode(&welcome(context, &session, hello.features), 0, request))
         .await?;
     while let Some((header, payload)) = reader.next().await? {
         let _under_way = context.sessions.request();

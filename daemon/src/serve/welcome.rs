@@ -1,13 +1,13 @@
 //! What a connection is told once it is admitted.
 
-use cachelet_protocol::wire::{GrantStatus, VERSION, Welcome};
+use cachelet_protocol::wire::{FEATURES, GrantStatus, VERSION, Welcome};
 
 use super::session::Session;
 use super::{Context, MAX_UNACKNOWLEDGED};
 use crate::store::GrantStatus as StoreGrants;
 
-/// What a connection is welcomed with.
-pub(super) fn welcome(context: &Context, session: &Session) -> Welcome {
+/// What a connection is welcomed with, whose caller has these features.
+pub(super) fn welcome(context: &Context, session: &Session, features: u64) -> Welcome {
     let local = session.writer.stream().is_local();
     let (grants, reason) = match context.store.grants() {
         _ if !local => (
@@ -20,7 +20,7 @@ pub(super) fn welcome(context: &Context, session: &Session) -> Welcome {
     };
     Welcome {
         version: VERSION,
-        features: 0,
+        features: features & FEATURES,
         daemon: env!("CARGO_PKG_VERSION").to_owned(),
         node: context.identity.node.clone(),
         worker: context.identity.uuid,

@@ -4,6 +4,7 @@
 //! old file under the name of the new one. A file that should go because of what is in it and cannot be removed makes
 //! its block unusable here (`banned`); one that should merely make room stays.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -20,6 +21,26 @@ use super::{
     Block, BlockStore, Damage, Error, Event, HEADER_CHARGE, MAX_QUARANTINED_FILES, Reason, State, layout,
     lease,
 };
+
+/// Whether [`BlockStore::forget`] forgets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forget {
+    /// It does.
+    Now,
+    /// It only counts what it would forget.
+    NotYet,
+}
+
+/// What [`BlockStore::forget`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Objects, whatever their generations.
+    pub objects: u64,
+    /// Their blocks.
+    pub blocks: u64,
+    /// Bytes of the objects in these blocks.
+    pub bytes: u64,
+}
 
 /// What came of retiring a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,16 +59,34 @@ impl BlockStore {
     /// Drops every block of an object, whatever its generation, fills in flight or not; how many that were. Touches the
     /// disk; waits for the directory's scan, for that alone finds the generations which nobody has asked for.
     pub fn invalidate(&self, name: &ObjectName) -> Result<u32, Error> {
+        let forgotten = self.forget(Forget::Now, |other| other == name)?;
+        Ok(forgotten.blocks.try_into().unwrap_or(u32::MAX))
+    }
+
+    /// The same for every object that is `wanted`, whose name may be seen once for each of its blocks.
+    pub fn forget(&self, forget: Forget, wanted: impl Fn(&ObjectName) -> bool) -> Result<Forgotten, Error> {
         let blocks: Vec<_> = {
             let state = self.once_recovered()?;
             let same = state
                 .index
                 .values()
-                .filter(|block| block.identity().object().name() == name);
+                .filter(|block| wanted(block.identity().object().name()));
             same.map(Arc::clone).collect()
         };
-        blocks.iter().for_each(|block| self.remove(block));
-        Ok(blocks.len().try_into().unwrap_or(u32::MAX))
+        let names: HashSet<_> = blocks
+            .iter()
+            .map(|block| block.identity().object().name())
+            .collect();
+        let pages = |block: &Arc<Block>| block.pages().all().bytes_in(block.length());
+        let forgotten = Forgotten {
+            objects: names.len() as u64,
+            blocks: blocks.len() as u64,
+            bytes: blocks.iter().map(pages).sum(),
+        };
+        if forget == Forget::Now {
+            blocks.iter().for_each(|block| self.remove(block));
+        }
+        Ok(forgotten)
     }
 
     /// Drops one block, fills in flight or not. Touches the disk.

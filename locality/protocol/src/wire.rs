@@ -20,10 +20,11 @@ pub use frame::{
     MAX_DATA_BYTES, PAGE_PREFIX_BYTES, RequestId, decode_page_prefix, encode_page_prefix,
 };
 pub use message::{
-    Ack, Bypass, BypassReason, Code, DropFiles, FOLLOWS_DATA, FOLLOWS_GRANT, FOLLOWS_NOTHING, Failed, Fill,
-    GrantStatus, Granted, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA, OPEN_NO_GRANT, Open, Opened,
-    Payload, PeerObject, Priority, READ_VERIFY, Read, Ready, Release, Role, StoreRef, Tallied, Tally, Used,
-    UsedFile, Welcome, encode,
+    Ack, Bypass, BypassReason, Code, DropFiles, FEATURE_LOAD, FEATURES, FOLLOWS_DATA, FOLLOWS_GRANT,
+    FOLLOWS_NOTHING, FREE_DRY_RUN, FREE_PREFIX, Failed, Fill, Free, Freed, GrantStatus, Granted, Hello,
+    Invalidate, Invalidated, Message, OPEN_NO_DATA, OPEN_NO_GRANT, Open, Opened, Payload, PeerObject,
+    Priority, READ_VERIFY, Read, Ready, Release, Role, StoreRef, Tallied, Tally, Used, UsedFile, Welcome,
+    encode,
 };
 
 /// The only version of the protocol so far.

@@ -13,6 +13,7 @@ mod grants;
 mod integrity;
 mod keys;
 mod lifecycle;
+mod load;
 mod locations;
 mod origin;
 mod peers;

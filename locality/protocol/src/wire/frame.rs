@@ -33,6 +33,7 @@ pub enum FrameKind {
     Release = 7,
     Invalidate = 8,
     Tally = 9,
+    Free = 10,
     Welcome = 64,
     Opened = 65,
     Granted = 66,
@@ -44,10 +45,11 @@ pub enum FrameKind {
     Bypass = 72,
     Failed = 73,
     Tallied = 74,
+    Freed = 75,
 }
 
 impl FrameKind {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 22] = [
         Self::Hello,
         Self::Open,
         Self::Fill,
@@ -57,6 +59,7 @@ impl FrameKind {
         Self::Release,
         Self::Invalidate,
         Self::Tally,
+        Self::Free,
         Self::Welcome,
         Self::Opened,
         Self::Granted,
@@ -68,6 +71,7 @@ impl FrameKind {
         Self::Bypass,
         Self::Failed,
         Self::Tallied,
+        Self::Freed,
     ];
 
     /// The kind with this number, if this version knows it.

@@ -6,8 +6,8 @@ use super::codec::{Decode, DecodeError, Encode, structure};
 use super::frame::{FrameHeader, FrameKind, HEADER_BYTES, MAX_CONTROL_BYTES, RequestId};
 use crate::block::{BlockIndex, PageSet};
 use crate::ids::{
-    Epoch, FileId, Generation, Handle, NodeName, ObjectPath, SessionId, StoreFingerprint, StoreIdentity,
-    WorkerUuid,
+    BucketName, Epoch, FileId, Generation, Handle, NodeName, ObjectPath, Scheme, SessionId, StoreFingerprint,
+    StoreIdentity, WorkerUuid,
 };
 
 /// A message that fills a control frame.
@@ -79,7 +79,7 @@ messages! {
         min_version: u16,
         /// Highest version the caller speaks.
         max_version: u16,
-        /// Bits of optional features; none is defined yet.
+        /// Bits of optional features that the caller has: [`FEATURES`].
         features: u64,
         /// What the connection is for.
         role: Role,
@@ -194,7 +194,8 @@ messages! {
         file_id: FileId,
         /// The pages wanted.
         pages: PageSet,
-        /// A readahead `Fill` is one-way (request id 0) unless it asks for a first grant.
+        /// A readahead `Fill` is one-way (request id 0) unless it asks for a first grant. One that loads is answered by
+        /// `Ready` always, and early with the pages that are present by then: whoever wants the rest asks again.
         priority: Priority,
     }
 
@@ -266,6 +267,31 @@ messages! {
         peer_bytes: u64,
     }
 
+    /// Asks the daemon to forget what it caches of one object, or of all whose keys begin alike, in every generation; or
+    /// what that would be. Answered by `Freed`.
+    Free {
+        /// Which store, as the caller is configured for it.
+        store: StoreRef,
+        /// The store's protocol family.
+        scheme: Scheme,
+        /// The bucket.
+        bucket: BucketName,
+        /// The key, or with [`FREE_PREFIX`] what keys begin with; empty then: every key.
+        key: String,
+        /// [`FREE_PREFIX`], [`FREE_DRY_RUN`].
+        flags: u32,
+    }
+
+    /// What was forgotten.
+    Freed {
+        /// Objects, whatever their generations.
+        objects: u64,
+        /// Blocks unlinked.
+        blocks: u64,
+        /// Bytes of the objects that these blocks had.
+        bytes: u64,
+    }
+
     /// From the daemon, unasked: please close these files; their blocks were evicted.
     DropFiles {
         /// The files.
@@ -289,6 +315,14 @@ messages! {
     }
 }
 
+/// A feature bit of [`Hello`] and [`Welcome`]: fills at [`Priority::Load`].
+pub const FEATURE_LOAD: u64 = 1;
+/// The optional features of this version.
+pub const FEATURES: u64 = FEATURE_LOAD;
+/// [`Free::flags`]: the key is what keys begin with.
+pub const FREE_PREFIX: u32 = 1;
+/// [`Free::flags`]: say what would be forgotten, and forget nothing.
+pub const FREE_DRY_RUN: u32 = 2;
 /// [`Open::flags`]: answer without a descriptor; the caller reads inline.
 pub const OPEN_NO_GRANT: u32 = 1;
 /// [`Open::flags`]: the caller wants the generation only; nothing is fetched and nothing follows.
@@ -428,6 +462,9 @@ numbers! {
         Demand = 0 "demand",
         /// Nobody waits yet.
         Readahead = 1 "readahead",
+        /// The cache is being warmed: no reader is in sight, and no grant is wanted. Only where both sides have
+        /// [`FEATURE_LOAD`].
+        Load = 2 "load",
     }
 }
 
@@ -603,6 +640,43 @@ mod tests {
             origin_bytes: 1 << 40,
             peer_bytes: 3,
         });
+    }
+
+    #[test]
+    fn loads_and_frees_have_the_bytes_that_are_documented() {
+        let load = Fill {
+            handle: Handle(3),
+            block: BlockIndex(2),
+            file_id: FileId(0),
+            pages: PageSet::span(0..8),
+            priority: Priority::Load,
+        };
+        round_trip(&load);
+        let frame = encode(&load, 0, 7);
+        assert_eq!((frame[4], frame.last()), (3, Some(&2)));
+        let free = Free {
+            store: StoreRef { fingerprint: None },
+            scheme: Scheme::S3,
+            bucket: BucketName::new("lake").unwrap(),
+            key: "t/".into(),
+            flags: FREE_PREFIX | FREE_DRY_RUN,
+        };
+        round_trip(&free);
+        let frame = encode(&free, 0, 7);
+        assert_eq!(frame[4], 10);
+        assert_eq!(frame[12..], *b"\0\x02\0s3\x04\0lake\x02\0t/\x03\0\0\0");
+        let everything = Free {
+            key: String::new(),
+            ..free
+        };
+        round_trip(&everything);
+        let freed = Freed {
+            objects: 1,
+            blocks: 2,
+            bytes: 1 << 40,
+        };
+        round_trip(&freed);
+        assert_eq!(encode(&freed, 0, 7)[4], 75);
     }
 
     #[test]
