@@ -207,9 +207,29 @@ impl Filler {
         index: BlockIndex,
         wanted: PageSet,
     ) -> Result<Filled, Error> {
+        self.bring_in(object, index, wanted, Priority::Demand).await
+    }
+
+    /// The same for pages that nobody reads yet: they wait for every reader, and for what is read ahead of readers.
+    pub async fn load(
+        &self,
+        object: &Arc<OpenObject>,
+        index: BlockIndex,
+        wanted: PageSet,
+    ) -> Result<Filled, Error> {
+        self.bring_in(object, index, wanted, Priority::Load).await
+    }
+
+    async fn bring_in(
+        &self,
+        object: &Arc<OpenObject>,
+        index: BlockIndex,
+        wanted: PageSet,
+        priority: Priority,
+    ) -> Result<Filled, Error> {
         let timeout = self.shared.timeout;
         let landed = async {
-            tokio::time::timeout(timeout, self.land(object, index, wanted))
+            tokio::time::timeout(timeout, self.land(object, index, wanted, priority))
                 .await
                 .unwrap_or(Err(Error::Deadline(timeout)))
         };
@@ -301,12 +321,13 @@ impl Filler {
         object: &Arc<OpenObject>,
         index: BlockIndex,
         wanted: PageSet,
+        priority: Priority,
     ) -> Result<Filled, Error> {
         let mut restarts = 0;
         loop {
             let landed = async {
                 let filled = self.create(object, index).await?;
-                self.land_in(&filled, object, wanted).await?;
+                self.land_in(&filled, object, wanted, priority).await?;
                 Ok(filled)
             };
             match landed.await {
@@ -332,8 +353,14 @@ impl Filler {
         Ok(Filled { block, _guard: guard })
     }
 
-    async fn land_in(&self, filled: &Filled, object: &Arc<OpenObject>, wanted: PageSet) -> Result<(), Error> {
-        for flight in self.launch(filled, object, wanted, Priority::Demand)? {
+    async fn land_in(
+        &self,
+        filled: &Filled,
+        object: &Arc<OpenObject>,
+        wanted: PageSet,
+        priority: Priority,
+    ) -> Result<(), Error> {
+        for flight in self.launch(filled, object, wanted, priority)? {
             flight.landed(wanted).await?;
         }
         if !filled.block.present().contains_all(wanted) {

@@ -111,10 +111,8 @@ async fn land(
     block: BlockIndex,
     run: PageSet,
 ) -> Result<(), fill::Error> {
-    // The fetches are begun as readahead; what follows only waits for them.
-    filler.readahead(object, block, run).await?;
     loop {
-        match filler.demand(object, block, run).await {
+        match filler.load(object, block, run).await {
             // Readers are not kept waiting any longer, but the fetches go on.
             Err(fill::Error::Deadline(_)) => {}
             outcome => return outcome.map(drop),
