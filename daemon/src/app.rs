@@ -589,6 +589,7 @@ impl Facts for Status {
 
     fn status(&self) -> serde_json::Value {
         let (context, ledger) = (&self.context, self.context.store.ledger());
+        let held = context.sessions.held();
         let Identity {
             node,
             uuid,
@@ -612,12 +613,18 @@ impl Facts for Status {
             "host_ip": host_ip,
             "zone": zone,
             "data_address": self.registration.data_address,
-            "grants": { "status": grants, "reason": reason },
+            "grants": {
+                "status": grants,
+                "reason": reason,
+                "held_bytes": held.bytes,
+                "unacknowledged": held.unacknowledged,
+            },
             "cache": {
                 "quota_bytes": ledger.quota_bytes,
                 "committed_bytes": ledger.committed_bytes,
                 "reserved_bytes": ledger.reserved_bytes,
                 "unlinked_held_bytes": ledger.unlinked_held_bytes,
+                "unlinked_files": ledger.unlinked_files,
                 "quarantined_bytes": ledger.quarantined_bytes,
                 "blocks": ledger.blocks,
                 "block_bytes": context.store.block_size().bytes(),

@@ -124,6 +124,15 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What sessions hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Bytes of files that were granted and not released.
+    pub bytes: u64,
+    /// Grants that were not acknowledged.
+    pub unacknowledged: u64,
+}
+
 /// Who is connected, and how many requests are under way.
 #[derive(Debug, Default)]
 pub struct SessionTable {
@@ -142,6 +151,15 @@ impl SessionTable {
     /// Whether nobody is connected.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// What all sessions together hold now.
+    pub fn held(&self) -> Held {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        sessions.values().fold(Held::default(), |held, session| Held {
+            bytes: held.bytes + session.held_bytes(),
+            unacknowledged: held.unacknowledged + u64::from(session.unacknowledged.load(Ordering::Acquire)),
+        })
     }
 
     /// Begins a session, unless there are too many.
