@@ -34,6 +34,7 @@ pub struct ClusterBuilder {
     min_free_percent: u8,
     cache_bytes: Option<u64>,
     descriptors: Option<u32>,
+    worker_env: Vec<(String, String)>,
 }
 
 /// How a worker's read-only path is set up.
@@ -145,6 +146,12 @@ impl ClusterBuilder {
     /// The most descriptors that a worker's process may have (`RLIMIT_NOFILE`, both limits).
     pub fn descriptors(mut self, most: u32) -> Self {
         self.descriptors = Some(most);
+        self
+    }
+
+    /// An environment variable of the workers' processes.
+    pub fn worker_env(mut self, key: &str, value: &str) -> Self {
+        self.worker_env.push((key.to_owned(), value.to_owned()));
         self
     }
 
@@ -269,6 +276,7 @@ impl ClusterBuilder {
             min_free_percent: 1,
             cache_bytes: None,
             descriptors: None,
+            worker_env: Vec::new(),
         }
     }
 }
@@ -381,6 +389,7 @@ pub struct Worker {
     ready: PathBuf,
     logs: PathBuf,
     descriptors: Option<u32>,
+    env: Vec<(String, String)>,
     process: Option<Process>,
 }
 
@@ -446,6 +455,7 @@ impl Worker {
             ready,
             logs: dir.join("logs"),
             descriptors: cluster.descriptors,
+            env: cluster.worker_env.clone(),
             process: None,
         }
     }
@@ -465,6 +475,7 @@ impl Worker {
             .envs(S3Server::credentials_env())
             .env_remove("NODE_NAME")
             .env_remove("WORKER_UUID")
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
             .start(&self.logs);
         let ready = &self.ready;
         process.wait_until(DEADLINE, "the worker is ready", || ready.exists());

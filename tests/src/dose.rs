@@ -1,5 +1,7 @@
 //! How much of a fault a run gives, and the seed of everything random in it.
 
+#![allow(clippy::print_stdout, reason = "its lines are what it is for")]
+
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 

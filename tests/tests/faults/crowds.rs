@@ -150,7 +150,7 @@ fn a_daemon_without_descriptors_serves_who_is_there_and_recovers() {
             .collect();
         let (began, used) = (Instant::now(), processor_time(worker));
         cachelet_tests::pause(Duration::from_secs(1));
-        let share = (processor_time(worker) - used).as_secs_f64() / began.elapsed().as_secs_f64();
+        let share = processor_time(worker).saturating_sub(used).as_secs_f64() / began.elapsed().as_secs_f64();
         busiest = busiest.max(share);
         for _ in 0..50 {
             let version = &objects[random.random_range(0..objects.len())];

@@ -28,7 +28,7 @@ fn free_bytes(directory: &Path) -> u64 {
 /// Writes until the disk is full.
 fn fill_disk(path: &Path) {
     let mut file = File::create(path).expect("a file takes no room yet");
-    let piece = [7; 64 << 10];
+    let piece = vec![7; 64 << 10];
     while file.write_all(&piece).is_ok() {}
 }
 

@@ -6,6 +6,7 @@
 
 #![cfg(test)]
 
+mod clocks;
 mod crowds;
 mod damage;
 mod full_disk;

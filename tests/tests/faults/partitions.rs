@@ -18,6 +18,9 @@ use rand::Rng;
 
 use super::support::{DEADLINE, KIB, MIB, StopOnDrop, any_range, options_of};
 
+/// What the peer has of each object.
+const SIZE: u64 = 24 * MIB;
+/// Tells the test that it is in a network of its own.
 const CHILD: &str = "CACHELET_TEST_OWN_NETWORK";
 
 /// Whether this is the test in a network of its own; elsewhere runs it there, and prints what it printed.
@@ -184,7 +187,6 @@ fn a_peer_that_is_cut_off_in_mid_stream_costs_no_read() {
     if !in_own_network("partitions::a_peer_that_is_cut_off_in_mid_stream_costs_no_read") {
         return;
     }
-    const SIZE: u64 = 24 * MIB;
     let dose = Dose::of("F14 peer cut off in mid-stream");
     let rounds = dose.choose(4, 200);
     let server = LiteralS3::start();
