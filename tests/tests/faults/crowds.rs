@@ -15,11 +15,10 @@ use cachelet_tests::{
     Baseline, Cluster, Dose, LiteralS3, Outcome, Process, Reader, Reference, TestDir, Worker, wait_until,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use rand::Rng;
 
-use super::support::{DEADLINE, KIB, MIB, options_of};
+use super::support::{DEADLINE, KIB, MIB, options_of, raise_descriptor_limit};
 
 /// The number in a line of the process's `/proc/<pid>/status`.
 fn number_of(worker: &mut Worker, line: &str) -> u64 {
@@ -41,11 +40,6 @@ fn processor_time(worker: &mut Worker) -> Duration {
         .map(|field| field.parse::<u64>().expect("a number of ticks"))
         .sum();
     Duration::from_millis(ticks * 10)
-}
-
-fn raise_descriptor_limit() {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("there is a limit");
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit");
 }
 
 /// Whether the other side has closed, without taking what it sent before.

@@ -12,7 +12,7 @@ use cachelet_tests::{
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use super::support::{DEADLINE, KIB, MIB, StopOnDrop, any_range, options_of};
+use super::support::{DEADLINE, KIB, MIB, StopOnDrop, any_range, options_of, raise_descriptor_limit};
 
 /// Reads random ranges of random objects until told to stop; a read that neither daemon nor origin serves fails the test.
 fn read_on(reader: &Reader, objects: &[Version], most: u64, mut random: StdRng, stop: &AtomicBool) -> Counts {
@@ -113,6 +113,7 @@ fn a_daemon_killed_while_it_fills_leaves_no_wrong_byte_and_no_rubbish() {
 fn restarts_under_many_readers_fail_no_read() {
     let dose = Dose::of("F2 SIGTERM under readers");
     let (cycles, readers) = dose.choose((3, 50), (50, 1000));
+    raise_descriptor_limit();
     let server = S3Server::shared();
     let mut cluster = Cluster::of(&server.endpoint())
         .without_service()

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cachelet_client::{Options, Target};
 use cachelet_tests::Worker;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rand::Rng;
 
 pub(crate) const KIB: u64 = 1 << 10;
@@ -30,6 +31,12 @@ pub(crate) fn any_range(random: &mut impl Rng, size_bytes: u64, most: u64) -> Ra
     let start = random.random_range(0..size_bytes);
     let end = random.random_range(start + 1..=size_bytes.min(start + most));
     start..end
+}
+
+/// For tests whose own process has very many clients.
+pub(crate) fn raise_descriptor_limit() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("there is a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit");
 }
 
 /// Tells others to stop, however the test ends.
