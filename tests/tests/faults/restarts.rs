@@ -141,7 +141,12 @@ fn restarts_under_many_readers_fail_no_read() {
                 thread::Builder::new()
                     .stack_size(256 << 10)
                     .spawn_scoped(scope, move || {
-                        let reader = Reader::new(options.clone(), reference);
+                        // A thousand of them are in one process.
+                        let options = Options {
+                            max_descriptors: 6,
+                            ..options.clone()
+                        };
+                        let reader = Reader::new(options, reference);
                         let mut random = dose.random(number);
                         let mut seen = 0;
                         while !stop.load(Ordering::Acquire) {
