@@ -21,7 +21,8 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: SF=0.1 (scale of TPC-H), SPARK=4.1 (demo, bench-tpch, e2e-k8s), KEEP=1 (leave the demo running),"
 	@echo "  DELAY=0 (demo: the S3 server on loopback as it is), QUICK=1, CASE=inline (bench), UPDATE_DOCS=1 (bench-tpch), VARIANTS=1 (simulate),"
-	@echo "  SECONDS_PER_TARGET=600 (soak), STEP=c_ (e2e-k8s: only the steps that match)"
+	@echo "  SECONDS_PER_TARGET=600, BUDGET=3600 (seconds), FAULT=model (soak), CACHELET_DOSE=small, CACHELET_SEED=1 (soak, test),"
+	@echo "  STEP=c_ (e2e-k8s: only the steps that match)"
 
 demo: release-binaries jar ## Read and query TPC-H through a two-node cluster in front of a real S3 server, and compare
 	@scripts/s3-server install s3proxy
@@ -120,8 +121,8 @@ lint-scripts:
 	scripts/dev-tool shellcheck -x scripts/* .ci/run charts/image/build docs/examples/*.sh tests/k8s/install-tools \
 	    tests/k8s/node-init tests/k8s/custom-resources tests/k8s/spark-image tests/k8s/spark-entrypoint
 
-soak: ## Fuzz every decoder, SECONDS_PER_TARGET each
-	scripts/soak $(SECONDS_PER_TARGET)
+soak: s3-servers ## Every fault at its full dose (docs/testing.md), then fuzz every decoder, SECONDS_PER_TARGET each
+	@SOAK_BUDGET=$(BUDGET) scripts/soak $(SECONDS_PER_TARGET) $(FAULT)
 
 fmt: ## Format the code
 	cargo fmt --all

@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use crate::admin::{Admin, Facts};
 use crate::config::{self, Config, Environment, Grants, Identity};
+use crate::descriptor_budget::DescriptorBudget;
 use crate::fill::{Filler, Peers};
 use crate::metrics::{
     CacheLabels, CacheState, DiskLabels, Metrics, Outcome, ReadPath, Source, StoreLabels, StrikeLabels,
@@ -133,8 +134,9 @@ impl App {
         let (metrics, registry) = Metrics::new();
         let stores = Stores::build(&config.stores, metrics.clone())?;
 
+        let budget = DescriptorBudget::of_process();
         let (event_sender, events) = mpsc::unbounded_channel();
-        let store = BlockStore::open(store_config(&config), move |event| {
+        let store = BlockStore::open(store_config(&config, budget), move |event| {
             // Fails only when the daemon is gone.
             let _ = event_sender.send(event);
         })?;
@@ -159,6 +161,8 @@ impl App {
 
         let limits = Limits {
             max_sessions: config.local.max_sessions,
+            max_connections: budget.connections,
+            max_unacknowledged: budget.in_flight,
             max_held_bytes: config.cache.quota.as_u64() / 100 * u64::from(config.local.max_held_percent),
             inline_bytes: config.local.inline_size.as_u64() as u32,
             idle_close: config.local.idle_close,
@@ -305,7 +309,7 @@ impl App {
     }
 }
 
-fn store_config(config: &Config) -> store::Config {
+fn store_config(config: &Config, budget: DescriptorBudget) -> store::Config {
     store::Config {
         directory: config.cache.directory.clone(),
         read_only_path: config.cache.read_only_path.clone(),
@@ -318,7 +322,7 @@ fn store_config(config: &Config) -> store::Config {
         block_size: config
             .block_size()
             .expect("checked when the configuration was loaded"),
-        max_open_files: config.cache.max_open_files,
+        max_open_files: config.cache.max_open_files.min(budget.files),
         slow_disk: config.cache.slow_disk,
         disk_retry: config.cache.disk_retry,
     }
@@ -665,6 +669,7 @@ impl Facts for Status {
     fn status(&self) -> serde_json::Value {
         let (context, ledger) = (&self.context, self.context.store.ledger());
         let disk = context.store.disk();
+        let held = context.sessions.held();
         let Identity {
             node,
             uuid,
@@ -688,12 +693,18 @@ impl Facts for Status {
             "host_ip": host_ip,
             "zone": zone,
             "data_address": self.registration.data_address,
-            "grants": { "status": grants, "reason": reason },
+            "grants": {
+                "status": grants,
+                "reason": reason,
+                "held_bytes": held.bytes,
+                "unacknowledged": held.unacknowledged,
+            },
             "cache": {
                 "quota_bytes": ledger.quota_bytes,
                 "committed_bytes": ledger.committed_bytes,
                 "reserved_bytes": ledger.reserved_bytes,
                 "unlinked_held_bytes": ledger.unlinked_held_bytes,
+                "unlinked_files": ledger.unlinked_files,
                 "quarantined_bytes": ledger.quarantined_bytes,
                 "dirty_bytes": ledger.dirty_bytes,
                 "scrub": {

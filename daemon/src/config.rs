@@ -82,7 +82,8 @@ pub struct CacheConfig {
     /// Size of blocks: a power of two from 1 MiB to 128 MiB, the same on every worker. Default: 128 MiB.
     #[serde(default = "default_block_size")]
     pub block_size: ByteSize,
-    /// Most descriptors of block files the daemon keeps open; idle ones are closed first. Default: 4096.
+    /// Most descriptors of block files the daemon keeps open; idle ones are closed first. Never more than a quarter of the
+    /// process's limit of descriptors. Default: 4096.
     #[serde(default = "default_max_open_files")]
     pub max_open_files: usize,
     /// A disk whose operations take longer than this, again and again, is taken out of use until it is faster: reads go to the

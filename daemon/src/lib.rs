@@ -5,6 +5,7 @@ pub mod app;
 mod breaker;
 pub mod config;
 mod connection;
+mod descriptor_budget;
 pub mod fill;
 pub mod metrics;
 pub mod origin;

@@ -81,6 +81,10 @@ pub struct Context {
 pub struct Limits {
     /// Most sessions at a time.
     pub max_sessions: usize,
+    /// Most connections at a time, whatever the sessions.
+    pub max_connections: usize,
+    /// Most granted descriptors on their way, all sessions together.
+    pub max_unacknowledged: u64,
     /// Most bytes of granted files a session may hold.
     pub max_held_bytes: u64,
     /// Objects up to this size come with `Opened`.
@@ -122,6 +126,7 @@ impl Server {
     pub fn new(context: Arc<Context>) -> Self {
         let (closing, ending) = (CancellationToken::new(), CancellationToken::new());
         let most = context.limits.max_sessions * (1 + usize::from(MAX_DATA_CONNECTIONS));
+        let most = most.min(context.limits.max_connections);
         Self {
             context,
             slots: Arc::new(Semaphore::new(most)),
@@ -201,7 +206,7 @@ impl Server {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             return broken(
                 &self.context,
-                "there are too many connections (local.max_sessions)",
+                "there are too many connections (local.max_sessions, and the process's limit of descriptors)",
             );
         };
         let (context, ending) = (Arc::clone(&self.context), self.ending.clone());

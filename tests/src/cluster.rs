@@ -32,6 +32,10 @@ pub struct ClusterBuilder {
     remote_extra: String,
     with_service: bool,
     lease: Duration,
+    min_free_percent: u8,
+    cache_bytes: Option<u64>,
+    descriptors: Option<u32>,
+    worker_env: Vec<(String, String)>,
 }
 
 /// How a worker's read-only path is set up.
@@ -131,6 +135,30 @@ impl ClusterBuilder {
     /// The lease of workers; [`LEASE`] unless said.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease;
+        self
+    }
+
+    /// `cache.min_free_percent`; 1 unless said.
+    pub fn min_free_percent(mut self, percent: u8) -> Self {
+        self.min_free_percent = percent;
+        self
+    }
+
+    /// Gives each worker's cache directory a file system of its own, of this size. Needs root.
+    pub fn cache_file_system(mut self, bytes: u64) -> Self {
+        self.cache_bytes = Some(bytes);
+        self
+    }
+
+    /// The most descriptors that a worker's process may have (`RLIMIT_NOFILE`, both limits).
+    pub fn descriptors(mut self, most: u32) -> Self {
+        self.descriptors = Some(most);
+        self
+    }
+
+    /// An environment variable of the workers' processes.
+    pub fn worker_env(mut self, key: &str, value: &str) -> Self {
+        self.worker_env.push((key.to_owned(), value.to_owned()));
         self
     }
 
@@ -253,6 +281,10 @@ impl ClusterBuilder {
             remote_extra: String::new(),
             with_service: true,
             lease: LEASE,
+            min_free_percent: 1,
+            cache_bytes: None,
+            descriptors: None,
+            worker_env: Vec::new(),
         }
     }
 }
@@ -314,6 +346,11 @@ impl Service {
         &self.http
     }
 
+    /// `host:port` of its gRPC side.
+    pub fn grpc(&self) -> &str {
+        &self.grpc
+    }
+
     /// Its process. Panics while it is stopped.
     pub fn process(&mut self) -> &mut Process {
         self.process.as_mut().expect("the service runs")
@@ -359,6 +396,8 @@ pub struct Worker {
     sockets: PathBuf,
     ready: PathBuf,
     logs: PathBuf,
+    descriptors: Option<u32>,
+    env: Vec<(String, String)>,
     process: Option<Process>,
 }
 
@@ -373,6 +412,9 @@ impl Worker {
             .unwrap_or_else(|error| panic!("cannot create {}: {error}", cache.display()));
         let sockets = dir.create_dir(format!("{node}/s"));
         let read_only = dir.create_dir(format!("{node}/ro"));
+        if let Some(bytes) = cluster.cache_bytes {
+            mount_memory(&cache, bytes);
+        }
         let grants = match cluster.grants {
             GrantSetup::Mounted => {
                 mount_read_only(&cache, &read_only);
@@ -399,7 +441,7 @@ impl Worker {
             .unwrap_or_default();
         let text = format!(
             "[worker]\nnode_name = \"{node}\"\n\
-             [cache]\ndirectory = \"{cache}\"\n{grants}\nquota = \"{quota}\"\nmin_free_percent = 1\nblock_size = \"{block_size}\"\n{quiet}{cache_extra}\
+             [cache]\ndirectory = \"{cache}\"\n{grants}\nquota = \"{quota}\"\nmin_free_percent = {min_free_percent}\nblock_size = \"{block_size}\"\n{quiet}{cache_extra}\
              [local]\nsocket_dir = \"{sockets}\"\n{local_extra}\
              [remote]\nlisten = \"{address}:0\"\nsecret_file = \"{secret}\"\n{remote_extra}\
              [admin]\nlisten = \"{address}:0\"\ndrain_timeout = \"10s\"\n\
@@ -408,6 +450,7 @@ impl Worker {
             cache = cache.display(),
             quota = cluster.quota,
             block_size = cluster.block_size,
+            min_free_percent = cluster.min_free_percent,
             cache_extra = cluster.cache_extra,
             sockets = sockets.display(),
             local_extra = cluster.local_extra,
@@ -431,6 +474,8 @@ impl Worker {
             sockets,
             ready,
             logs: dir.join("logs"),
+            descriptors: cluster.descriptors,
+            env: cluster.worker_env.clone(),
             process: None,
         }
     }
@@ -438,7 +483,11 @@ impl Worker {
     /// Starts the worker's process, with a new UUID, and waits until it is ready.
     pub fn start(&mut self) {
         let _ = std::fs::remove_file(&self.ready);
-        let mut process = Process::binary("cacheletd")
+        let daemon = match self.descriptors {
+            None => Process::binary("cacheletd"),
+            Some(most) => Process::limited("cacheletd", most),
+        };
+        let mut process = daemon
             .arg("--config")
             .arg(&self.config)
             .arg("--ready-file")
@@ -446,6 +495,7 @@ impl Worker {
             .envs(S3Server::credentials_env())
             .env_remove("NODE_NAME")
             .env_remove("WORKER_UUID")
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
             .start(&self.logs);
         let ready = &self.ready;
         process.wait_until(DEADLINE, "the worker is ready", || ready.exists());
@@ -581,6 +631,23 @@ fn mount_read_only(directory: &Path, target: &Path) {
     bind(MsFlags::MS_BIND)
         .and_then(|()| bind(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY))
         .unwrap_or_else(|error| panic!("cannot mount {} read-only: {error}", directory.display()));
+}
+
+fn mount_memory(directory: &Path, bytes: u64) {
+    let options = format!("size={bytes}");
+    mount(
+        Some("tmpfs"),
+        directory,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .unwrap_or_else(|error| {
+        panic!(
+            "cannot mount {bytes} bytes of memory at {}: {error}",
+            directory.display()
+        )
+    });
 }
 
 fn read_json(path: &Path) -> Value {

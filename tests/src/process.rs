@@ -190,6 +190,16 @@ impl Process {
         Self::command(program)
     }
 
+    /// The same, with at most so many descriptors.
+    pub fn limited(name: &str, descriptors: u32) -> ProcessBuilder {
+        let program = Self::binary(name).program;
+        let mut limited = Self::command("prlimit")
+            .arg(format!("--nofile={descriptors}:{descriptors}"))
+            .arg(program);
+        name.clone_into(&mut limited.name);
+        limited
+    }
+
     /// Any other program: a path, or a name to be found in PATH.
     pub fn command(program: impl Into<PathBuf>) -> ProcessBuilder {
         let program = program.into();

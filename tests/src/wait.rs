@@ -4,6 +4,11 @@ use std::time::{Duration, Instant};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
+/// Lets time pass before a fault that may come at any moment, or that has to last for a while. Never a way to wait for something.
+pub fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// Polls `condition` until it holds, and panics with `what` when it does not within `deadline`.
 #[track_caller]
 pub fn wait_until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {

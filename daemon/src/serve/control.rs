@@ -332,9 +332,10 @@ impl Connection<'_> {
                 "this session holds {held} of {limit} bytes (local.max_held_percent); close some"
             )));
         }
-        if !session.begin_grant(MAX_UNACKNOWLEDGED) {
+        let in_all = context.limits.max_unacknowledged;
+        if !session.begin_grant(MAX_UNACKNOWLEDGED, in_all) {
             return Err(no_grant(format!(
-                "{MAX_UNACKNOWLEDGED} descriptors are not acknowledged yet"
+                "{MAX_UNACKNOWLEDGED} descriptors of this session, or {in_all} of all sessions, are not acknowledged yet"
             )));
         }
         // On this very thread, for a hop would cost more than the open; but the disk may hang, and others must not with it.

@@ -77,6 +77,7 @@ pub(super) async fn run(
         Role::Control | Role::Peer => Arc::new(Session::new(
             cachelet_protocol::ids::SessionId(0),
             Arc::clone(&writer),
+            Arc::default(),
         )),
     };
     let Some(_connection) = session.begin_data(MAX_DATA_CONNECTIONS) else {

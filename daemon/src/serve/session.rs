@@ -27,11 +27,17 @@ pub(super) struct Session {
     /// Files granted and not released, each with its block's length.
     granted: Mutex<HashMap<FileId, u64>>,
     unacknowledged: AtomicU16,
+    /// The same of all sessions.
+    unacknowledged_in_all: Arc<AtomicU64>,
     data_connections: AtomicU8,
 }
 
 impl Session {
-    pub(super) fn new(id: SessionId, writer: Arc<FrameWriter>) -> Self {
+    pub(super) fn new(
+        id: SessionId,
+        writer: Arc<FrameWriter>,
+        unacknowledged_in_all: Arc<AtomicU64>,
+    ) -> Self {
         Self {
             id,
             secret: rand::random(),
@@ -41,6 +47,7 @@ impl Session {
             next_handle: AtomicU64::new(1),
             granted: Mutex::default(),
             unacknowledged: AtomicU16::new(0),
+            unacknowledged_in_all,
             data_connections: AtomicU8::new(0),
         }
     }
@@ -64,22 +71,35 @@ impl Session {
         lock(&self.handles).remove(&handle);
     }
 
-    /// Takes one of the session's few unacknowledged grants, unless all are taken.
-    pub(super) fn begin_grant(&self, most: u16) -> bool {
-        self.unacknowledged
+    /// Takes one of the session's few unacknowledged grants, and one of those of all sessions, unless all are taken.
+    pub(super) fn begin_grant(&self, most: u16, most_in_all: u64) -> bool {
+        let of_all = &self.unacknowledged_in_all;
+        if of_all.fetch_add(1, Ordering::AcqRel) >= most_in_all {
+            of_all.fetch_sub(1, Ordering::AcqRel);
+            return false;
+        }
+        let taken = self
+            .unacknowledged
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
                 (count < most).then_some(count + 1)
             })
-            .is_ok()
+            .is_ok();
+        if !taken {
+            of_all.fetch_sub(1, Ordering::AcqRel);
+        }
+        taken
     }
 
     /// Gives back grants that were acknowledged, or never sent. A client that acknowledges too much gains nothing.
     pub(super) fn end_grants(&self, acknowledged: u16) {
-        let _ = self
+        let before = self
             .unacknowledged
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
                 Some(count.saturating_sub(acknowledged))
-            });
+            })
+            .unwrap_or_default();
+        self.unacknowledged_in_all
+            .fetch_sub(before.min(acknowledged).into(), Ordering::AcqRel);
     }
 
     /// Takes one of the session's few data connections, unless all are taken.
@@ -110,6 +130,13 @@ impl Session {
     }
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        // What was on its way went with its connection.
+        self.end_grants(u16::MAX);
+    }
+}
+
 /// See [`Session::begin_data`].
 #[derive(Debug)]
 pub(super) struct DataConnection(Arc<Session>);
@@ -124,11 +151,21 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What sessions hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Bytes of files that were granted and not released.
+    pub bytes: u64,
+    /// Grants that were not acknowledged.
+    pub unacknowledged: u64,
+}
+
 /// Who is connected, and how many requests are under way.
 #[derive(Debug, Default)]
 pub struct SessionTable {
     sessions: RwLock<HashMap<SessionId, Arc<Session>>>,
     next: AtomicU64,
+    unacknowledged: Arc<AtomicU64>,
     under_way: AtomicUsize,
     idle: Notify,
 }
@@ -144,6 +181,15 @@ impl SessionTable {
         self.len() == 0
     }
 
+    /// What all sessions together hold now.
+    pub fn held(&self) -> Held {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        Held {
+            bytes: sessions.values().map(|session| session.held_bytes()).sum(),
+            unacknowledged: self.unacknowledged.load(Ordering::Acquire),
+        }
+    }
+
     /// Begins a session, unless there are too many.
     pub(super) fn begin(&self, writer: Arc<FrameWriter>, most: usize) -> Option<Arc<Session>> {
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
@@ -151,7 +197,7 @@ impl SessionTable {
             return None;
         }
         let id = SessionId(self.next.fetch_add(1, Ordering::Relaxed) + 1);
-        let session = Arc::new(Session::new(id, writer));
+        let session = Arc::new(Session::new(id, writer, Arc::clone(&self.unacknowledged)));
         sessions.insert(id, Arc::clone(&session));
         Some(session)
     }
