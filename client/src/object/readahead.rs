@@ -62,7 +62,8 @@ impl Cursor {
         }
         // What begins before `expected` is far beyond it, modulo 2^64.
         let adjoins = expected != u64::MAX && read.start.wrapping_sub(expected) < SKIPPED_BYTES;
-        if !adjoins && !(expected == u64::MAX && read.start == 0 && read.end >= SCAN_BYTES) {
+        let scans = expected == u64::MAX && read.start == 0 && read.end >= SCAN_BYTES;
+        if !adjoins && !scans {
             return self.after_jump(read, before, most, size_bytes);
         }
         let window = self.window.load(Ordering::Relaxed);
