@@ -43,7 +43,7 @@ MODES = {
         "cache": {"quota": "1.5TiB", "dedicated": True},
         "remote": {"existingSecret": "own"},
         "daemon": {
-            "config": {"fill": {"memory": "128MiB", "attempts": 5}, "cache": {"max_open_files": 100000}},
+            "config": {"fill": {"memory": "128MiB", "timeout": "30s"}, "cache": {"max_open_files": 100000}},
             "maxUnavailable": 0,
             "maxSurge": "10%",
             "drainSeconds": 45,
@@ -332,7 +332,7 @@ class ChartTest(unittest.TestCase):
             ("stores",): [STORE | {"region": "us-east-1"}],
             ("credentials", "irsaRoleArn"): "arn:aws:iam::1:role/x",
             ("cache", "quota"): "7GiB",
-            ("daemon", "config"): {"fill": {"attempts": 9}},
+            ("daemon", "config"): {"fill": {"timeout": "9s"}},
             ("daemon", "maxUnavailable"): "50%",
             ("daemon", "tolerations"): [{"operator": "Exists"}],
             ("daemon", "extraEnv"): [{"name": "A", "value": "b"}],
