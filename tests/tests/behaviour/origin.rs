@@ -154,7 +154,8 @@ fn an_origin_that_misbehaves_in_every_way_gets_no_wrong_byte_cached_and_a_tenth_
         counted(worker, "origin_hedges_won"),
     );
     assert_eq!(origin.misdeeds().len(), Misdeed::ALL.len(), "every kind was met");
-    let most = small + small / 10 + RESERVE;
+    // A daemon that asks for little may still try again once a second.
+    let most = small + small / 10 + RESERVE + took.as_secs();
     assert!(gets <= most, "{gets} GETs for {small} opens: at most {most}");
     let went_wrong: u64 = origin.misdeeds().values().sum();
     assert!(
