@@ -21,8 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cachelet_protocol::ids::{FileId, SessionId};
-use cachelet_protocol::wire::{Code, DropFiles, Hello, Message, Role, encode};
+use cachelet_protocol::ids::{BucketName, FileId, Scheme, SessionId};
+use cachelet_protocol::wire::{BypassReason, Code, DropFiles, Hello, Message, Role, StoreRef, encode};
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, mpsc};
@@ -35,7 +35,7 @@ use crate::config::Identity;
 use crate::connection::{FrameReader, FrameWriter, Stream};
 use crate::fill::Filler;
 use crate::metrics::Metrics;
-use crate::origin::Stores;
+use crate::origin::{Store, Stores};
 use crate::store::BlockStore;
 
 pub use load::Loads;
@@ -105,6 +105,28 @@ impl Context {
     /// Whether the daemon is stopping.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The store of a bucket, if it is the one that the caller is configured for.
+    fn find_store(
+        &self,
+        scheme: Scheme,
+        bucket: &BucketName,
+        asked: &StoreRef,
+    ) -> Result<Arc<Store>, Refusal> {
+        let unknown = |detail| Refusal::bypass(BypassReason::UnknownStore, detail);
+        let store = self.stores.find(scheme, bucket).ok_or_else(|| {
+            unknown(format!(
+                "no store is configured for {scheme}://{bucket} on this node"
+            ))
+        })?;
+        match &asked.fingerprint {
+            Some(fingerprint) if !store.fingerprint_matches(fingerprint, bucket) => Err(unknown(format!(
+                "the caller's store for {scheme}://{bucket} is not this node's ({})",
+                store.name()
+            ))),
+            _ => Ok(Arc::clone(store)),
+        }
     }
 }
 

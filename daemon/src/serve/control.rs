@@ -10,7 +10,7 @@ use cachelet_protocol::ids::{Generation, Handle, ObjectName};
 use cachelet_protocol::wire::{
     BypassReason, Code, FLAG_DESCRIPTOR, FOLLOWS_DATA, FOLLOWS_GRANT, FOLLOWS_NOTHING, Fill, FrameHeader,
     FrameKind, Free, Granted, HEADER_BYTES, Hello, Invalidate, Invalidated, Message, OPEN_NO_DATA,
-    OPEN_NO_GRANT, Open, Opened, Priority, Ready, RequestId, StoreRef, Tallied, Used, encode,
+    OPEN_NO_GRANT, Open, Opened, Priority, Ready, RequestId, Tallied, Used, encode,
 };
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -168,7 +168,9 @@ impl Connection<'_> {
         if self.context.is_draining() {
             return Err(Refusal::bypass(BypassReason::Draining, "this daemon is stopping").into());
         }
-        let store = find_store(self.context, &open.path.bucket, open.path.scheme, &open.store)?;
+        let store = self
+            .context
+            .find_store(open.path.scheme, &open.path.bucket, &open.store)?;
         let (generation, version_id) = prove_right_to_read(&store, &open).await?;
         let name = ObjectName {
             store: store.identity().clone(),
@@ -373,7 +375,9 @@ impl Connection<'_> {
     async fn invalidate(self, request: RequestId, invalidate: &Invalidate) -> Result<(), Answer> {
         self.context.metrics.count_request("invalidate");
         let path = &invalidate.path;
-        let store = find_store(self.context, &path.bucket, path.scheme, &invalidate.store)?;
+        let store = self
+            .context
+            .find_store(path.scheme, &path.bucket, &invalidate.store)?;
         let name = ObjectName {
             store: store.identity().clone(),
             path: path.clone(),
@@ -446,27 +450,6 @@ impl From<Refusal> for Answer {
 impl From<Broken> for Answer {
     fn from(broken: Broken) -> Self {
         Self::Broken(broken)
-    }
-}
-
-pub(super) fn find_store(
-    context: &Context,
-    bucket: &cachelet_protocol::ids::BucketName,
-    scheme: cachelet_protocol::ids::Scheme,
-    asked: &StoreRef,
-) -> Result<Arc<Store>, Refusal> {
-    let unknown = |detail| Refusal::bypass(BypassReason::UnknownStore, detail);
-    let store = context.stores.find(scheme, bucket).ok_or_else(|| {
-        unknown(format!(
-            "no store is configured for {scheme}://{bucket} on this node"
-        ))
-    })?;
-    match &asked.fingerprint {
-        Some(fingerprint) if !store.fingerprint_matches(fingerprint, bucket) => Err(unknown(format!(
-            "the caller's store for {scheme}://{bucket} is not this node's ({})",
-            store.name()
-        ))),
-        _ => Ok(Arc::clone(store)),
     }
 }
 

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use cachelet_protocol::wire::{Code, FREE_DRY_RUN, FREE_PREFIX, Free, Freed};
 
 use super::Context;
-use super::control::find_store;
 use super::refusal::Refusal;
 use super::session::Session;
 use crate::origin::Authorization;
@@ -24,7 +23,7 @@ pub(super) async fn free(context: &Arc<Context>, session: &Session, free: Free) 
         key,
         flags,
     } = free;
-    let found = find_store(context, &bucket, scheme, &store)?;
+    let found = context.find_store(scheme, &bucket, &store)?;
     let prefix = flags & FREE_PREFIX != 0;
     // Over TCP every session has presented the secret.
     if prefix && session.writer.stream().is_local() && found.authorization() == Authorization::Caller {
