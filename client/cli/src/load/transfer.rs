@@ -658,13 +658,16 @@ impl From<Error> for Trouble {
                 | BypassReason::Other => Concerns::Object,
             },
             Error::Failed { code, .. } => match code {
-                Code::Unsupported | Code::Unauthenticated | Code::UnknownHandle => Concerns::Worker,
+                Code::Unsupported | Code::Unauthenticated => Concerns::Worker,
                 Code::PermissionDenied | Code::NotFound | Code::ObjectChanged | Code::InvalidRequest => {
                     Concerns::Object
                 }
-                Code::OriginUnavailable | Code::DeadlineExceeded | Code::NotHeld | Code::Internal => {
-                    Concerns::Block
-                }
+                // A handle that the worker does not know any more is another one at the next try.
+                Code::UnknownHandle
+                | Code::OriginUnavailable
+                | Code::DeadlineExceeded
+                | Code::NotHeld
+                | Code::Internal => Concerns::Block,
             },
             Error::Unavailable(_)
             | Error::SocketPathTooLong { .. }
