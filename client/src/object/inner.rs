@@ -82,11 +82,14 @@ impl Inner {
         self.table.block_size()
     }
 
-    /// Moves the object to a handle of another session (or another handle of the same one).
+    /// Moves the object to a handle of another session. Another handle of the same one is given back: readers may be about
+    /// to ask with the one that there is.
     pub(crate) fn reattach(&self, session: &Arc<Session>, handle: Handle) {
         let mut attachment = lock(&self.attachment);
-        if attachment.handle == handle && Arc::ptr_eq(&attachment.session, session) {
-            attachment.stale = false;
+        if !attachment.stale && Arc::ptr_eq(&attachment.session, session) {
+            if attachment.handle != handle {
+                session.control().outbox.release_handle(handle);
+            }
             return;
         }
         let old = std::mem::replace(
